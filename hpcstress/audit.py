@@ -1,0 +1,316 @@
+"""Read the server back and compare it with what was acknowledged.
+
+What a run has left on the server follows from its workload: playing the workload against `Replay`, which stops where the
+acknowledgements stopped, gives the state that has to be there. So every workload has its audit, and nobody keeps books.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlencode
+
+import msgspec
+import numpy as np
+
+from hpcstress.clients import Client
+from hpcstress.clients.answer import Answer, Failed
+from hpcstress.clients.api import Api, refusal
+from hpcstress.clients.dial import Dialer
+from hpcstress.clients.wire import API, artifact_path
+from hpcstress.content import RUN_TAG, SESSION_TAG, STEP_TAG, Artifact, Content, Run
+from hpcstress.errors import UsageRefusal
+from hpcstress.plan import from_toml
+from hpcstress.ranks import World
+from hpcstress.record import Operation, Outcome
+from hpcstress.result import TABLES, Result
+from hpcstress.schedule import Step, auditor, sample, steps
+from hpcstress.target import Target, from_environment
+from hpcstress.workloads import Play, load
+
+_READERS_PER_RANK = 4
+_EXAMPLES = 10
+
+
+@dataclass
+class State:
+    """Hold what a run has on the server, or ought to have."""
+
+    created: bool = False
+    finished: bool = False
+    params: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+
+
+class Replay(Client):
+    """Play a run on paper: `certain` is what its acknowledged requests left, `possible` what the next one may have left."""
+
+    __slots__ = ("_left", "certain", "possible")
+
+    def __init__(self, acknowledged: int) -> None:
+        super().__init__()
+        self._left = acknowledged
+        self.certain = State()
+        self.possible = State()
+
+    async def _request(self, operation: Operation, payload: Any) -> None:
+        state = self.certain if self._left > 0 else self.possible
+        match operation:
+            case Operation.create_run:
+                state.created = True
+            case Operation.log_params:
+                state.params.update(payload)
+            case Operation.log_metrics:
+                state.metrics.update((metric.key, metric.value) for metric in payload)
+            case Operation.log_artifact:
+                state.artifacts[payload.path] = payload
+            case Operation.finish_run:
+                state.finished = True
+        if self._left == 0:
+            raise Failed(Answer(Outcome.interrupted, 0, 0, 0, 0, b""))
+        self._left -= 1
+
+    def close(self) -> None:
+        """Hold nothing, let go of nothing."""
+
+
+async def replay(play: Play, run: Run, acknowledged: int) -> Replay:
+    """Return what a run has certainly and what it has possibly left, when so many of its requests were acknowledged."""
+    paper = Replay(acknowledged)
+    try:
+        await play(run, paper)
+    except Failed:
+        return paper
+    return paper
+
+
+def acknowledged_requests(rows: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, np.dtype[np.uint32]]:
+    """Count for each run of a step its acknowledged requests. A run ends with its first failure, so they are its first ones."""
+    good = (rows["outcome"] == Outcome.ok) & (rows["op"] != Operation.connect)
+    return np.bincount(rows["run"][good], minlength=size).astype(np.uint32)
+
+
+class Finding(NamedTuple):
+    """Hold what is not as it should be with one run."""
+
+    lost: bool
+    sentence: str
+
+
+@dataclass
+class Report:
+    """Count what an audit found. A run that lacks something acknowledged is missing, one that holds something else wrong."""
+
+    checked: int = 0
+    intact: int = 0
+    missing: int = 0
+    wrong: int = 0
+    ghosts: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, other: Report) -> None:
+        """Add what another rank found."""
+        self.checked += other.checked
+        self.intact += other.intact
+        self.missing += other.missing
+        self.wrong += other.wrong
+        self.ghosts += other.ghosts
+        self.examples = (self.examples + other.examples)[:_EXAMPLES]
+
+    def count(self, findings: Sequence[Finding]) -> None:
+        """Count one run that was read back."""
+        self.checked += 1
+        if any(finding.lost for finding in findings):
+            self.missing += 1
+        elif findings:
+            self.wrong += 1
+        else:
+            self.intact += 1
+        self.examples = (self.examples + [finding.sentence for finding in findings])[:_EXAMPLES]
+
+    @property
+    def clean(self) -> bool:
+        """Tell whether everything that was acknowledged is there, unchanged."""
+        return self.missing == 0 and self.wrong == 0
+
+    def row(self, step: int) -> np.ndarray[Any, Any]:
+        """Return the row of the result's table."""
+        counts = (step, self.checked, self.intact, self.missing, self.wrong, self.ghosts)
+        return np.array([counts], TABLES["audit"])
+
+    def sentence(self) -> str:
+        """Say in one sentence what was found."""
+        if not self.checked and not self.ghosts:
+            return "nothing was acknowledged, nothing was read back"
+        lost = (
+            f"{self.missing} lack something acknowledged, {self.wrong} hold something else, " if not self.clean else ""
+        )
+        good = f"{self.intact} of {self.checked} runs read back are intact"
+        ghosts = f"{self.ghosts} ghost runs" if self.ghosts else "no ghost run"
+        return f"{good}, {lost}{ghosts}"
+
+
+def compare(run: Run, paper: Replay, found: State) -> list[Finding]:
+    """Compare a run on the server with the acknowledgements; artifacts are compared by `compare_artifact`."""
+    findings = []
+    certain, possible, name = paper.certain, paper.possible, run.name
+    if certain.finished and not found.finished:
+        findings.append(Finding(True, f"{name}: FINISHED was acknowledged, the server says it is not."))
+    if found.finished and not (certain.finished or possible.finished):
+        findings.append(Finding(False, f"{name}: the server says FINISHED, which nobody has sent."))
+    for what in ("params", "metrics"):
+        sure, maybe, there = getattr(certain, what), getattr(possible, what), getattr(found, what)
+        absent = [key for key in sure if key not in there]
+        if absent:
+            findings.append(Finding(True, f"{name}: {len(absent)} acknowledged {what} are missing, first {absent[0]}."))
+        allowed = {**maybe, **sure}
+        other = [key for key, value in there.items() if key not in allowed or allowed[key] != value]
+        if other:
+            findings.append(
+                Finding(False, f"{name}: {len(other)} {what} hold what nobody has sent, first {other[0]!r}.")
+            )
+    return findings
+
+
+def found_state(answer: Mapping[str, Any]) -> State:
+    """Read a run as the server describes it; raise ValueError where the description makes no sense."""
+    try:
+        info, data = answer["info"], answer.get("data") or {}
+        return State(
+            created=True,
+            finished=info["status"] == "FINISHED",
+            params={str(param["key"]): str(param.get("value", "")) for param in data.get("params") or ()},
+            metrics={str(metric["key"]): float(metric["value"]) for metric in data.get("metrics") or ()},
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"no description of a run: {error!r}") from None
+
+
+def ghosts(listed: Mapping[int, Sequence[str]], acknowledged: np.ndarray[Any, Any]) -> int:
+    """Count runs on the server beyond the one of each acknowledged creation: created twice, or never acknowledged."""
+    asked = {run for run in listed if 0 <= run < len(acknowledged) and acknowledged[run]}
+    return sum(map(len, listed.values())) - len(asked)
+
+
+class Auditor:
+    """Audit the steps of one job together with the other ranks."""
+
+    def __init__(
+        self, world: World, target: Target, dialer: Dialer, content: Content, play: Play, experiment_id: str
+    ) -> None:
+        self._world = world
+        self._target = target
+        self._dialer = dialer
+        self._content = content
+        self._play = play
+        self._experiment_id = experiment_id
+        self._timeout = content.plan.timeout
+
+    def audit(self, step: Step, acknowledged: np.ndarray[Any, Any] | None) -> Report:
+        """Read back a step. `acknowledged` counts requests by run, on rank 0; the whole report is rank 0's."""
+        world = self._world
+        shares: list[list[tuple[int, str, int]]] | None = None
+        whole = Report()
+        if world.rank == 0:
+            assert acknowledged is not None
+            listed = asyncio.run(self._list(step))
+            whole.ghosts = ghosts(listed, acknowledged)
+            shares = [[] for _ in range(world.size)]
+            for run in sample(step.size, self._content.plan.audit):
+                if acknowledged[run]:
+                    share = shares[auditor(run % world.size, world.size)]
+                    share.append((run, listed.get(run, [""])[0], int(acknowledged[run])))
+        mine = asyncio.run(self._read_back(step, world.deal(shares)))
+        for report in world.collect(mine):
+            whole.add(report)
+        return whole
+
+    async def _list(self, step: Step) -> dict[int, list[str]]:
+        listed: dict[int, list[str]] = {}
+        condition = f"tags.`{SESSION_TAG}` = '{self._content.session}' and tags.`{STEP_TAG}` = '{step.number}'"
+        async with Api(self._target, self._dialer, self._timeout) as api:
+            try:
+                async for run in api.search_runs(self._experiment_id, condition):
+                    tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
+                    listed.setdefault(int(tags[RUN_TAG]), []).append(str(run["info"]["run_id"]))
+            except Failed as failure:
+                raise refusal(self._target, failure.answer, "reading the runs back") from None
+            except (KeyError, TypeError, ValueError):
+                broken = Answer(Outcome.malformed, 200, 0, 0, 0, b"")
+                raise refusal(self._target, broken, "reading the runs back") from None
+        return listed
+
+    async def _read_back(self, step: Step, share: list[tuple[int, str, int]]) -> Report:
+        report = Report()
+        waiting = iter(share)
+
+        async def reader() -> None:
+            async with Api(self._target, self._dialer, self._timeout) as api:
+                for number, run_id, acknowledged in waiting:
+                    report.count(await self._check(api, self._content.run(step.number, number), run_id, acknowledged))
+
+        await asyncio.gather(*(reader() for _ in range(min(_READERS_PER_RANK, len(share)))))
+        return report
+
+    async def _check(self, api: Api, run: Run, run_id: str, acknowledged: int) -> list[Finding]:
+        if not run_id:
+            return [Finding(True, f"{run.name}: its creation was acknowledged, the server has no such run.")]
+        paper = await replay(self._play, run, acknowledged)
+        answer = await api.ask("GET", f"{API}/runs/get?{urlencode({'run_id': run_id})}")
+        if answer.outcome is not Outcome.ok:
+            return [Finding(True, f"{run.name}: cannot be read back ({answer.outcome.name} {answer.status}).")]
+        try:
+            told = msgspec.json.decode(answer.body)["run"]
+            findings = compare(run, paper, found_state(told))
+            folder = artifact_path(str(told["info"]["artifact_uri"])) or ""
+        except (ValueError, KeyError, TypeError) as error:
+            return [Finding(False, f"{run.name}: the server's description makes no sense ({error}).")]
+        for artifact in paper.certain.artifacts.values():
+            findings += await self._check_artifact(api, run, folder, artifact)
+        return findings
+
+    async def _check_artifact(self, api: Api, run: Run, folder: str, artifact: Artifact) -> list[Finding]:
+        digest, size = hashlib.sha256(), 0
+
+        def take(data: bytes) -> None:
+            nonlocal size
+            size += len(data)
+            digest.update(data)
+
+        answer = await api.ask("GET", f"{folder}/{quote(artifact.path)}", sink=take)
+        if answer.outcome is not Outcome.ok:
+            return [Finding(True, f"{run.name}: {artifact.path} was acknowledged, reading it gives {answer.status}.")]
+        if size != artifact.size or digest.hexdigest() != artifact.sha256():
+            return [Finding(False, f"{run.name}: {artifact.path} has other bytes ({size} of {artifact.size}).")]
+        return []
+
+
+def audit_result(world: World, path: Path, environment: Mapping[str, str], say: Callable[[str], None]) -> bool:
+    """Audit every step of a result's job once more; tell what was found on rank 0, and everybody whether all is there."""
+    with Result(path) as result:
+        facts, plan = result.facts, from_toml(result.plan_toml)
+        if "experiment_id" not in facts:
+            raise UsageRefusal(f"The job of {path} had no server: there is nothing to read back.")
+        rows = result.rows(("step", "run", "op", "outcome")) if world.rank == 0 else None
+    target = world.first_refusal(lambda: from_environment(str(facts["uri"]), environment))
+    dialer = Dialer(target)
+    world.first_refusal(lambda: asyncio.run(dialer.resolve()))
+    content = Content(plan, str(facts["session"]))
+    auditor = Auditor(world, target, dialer, content, load(plan.workload), str(facts["experiment_id"]))
+    clean = True
+    for step in steps(plan):
+        acknowledged = None
+        if rows is not None:
+            acknowledged = acknowledged_requests(rows[rows["step"] == step.number], step.size)
+        report = auditor.audit(step, acknowledged)
+        if world.rank == 0:
+            say(f"step {step.number + 1} ({step.size} runs): {report.sentence()}")
+            for example in report.examples:
+                say(f"  {example}")
+        clean &= report.clean
+    return world.tell((clean,) if world.rank == 0 else None)[0]

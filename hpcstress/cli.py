@@ -1,0 +1,349 @@
+"""One command per stage: parse, call, print. Everything heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, CycloptsError, Group, Parameter
+
+from hpcstress import __version__
+from hpcstress.errors import FAILED, INCOMPLETE, INTERRUPTED, OK, USAGE, Refusal
+from hpcstress.launcher import promised_rank, seconds_since_start
+from hpcstress.plan import KINDS, OPTIONS, Plan, flag, named
+
+if TYPE_CHECKING:
+    from hpcstress.ranks import World
+    from hpcstress.target import Target
+
+app = App(
+    name="hpcstress",
+    version=__version__,
+    help="""Find out how many parallel runs an MLflow tracking server takes, at which latency, and what breaks first.
+
+    `hpcstress` alone starts a server on this machine and climbs a small ladder of runs against it.
+    `mpirun -n 4 python -m hpcstress --uri https://mlflow.example --runs 10,100,1000` does so from 4 ranks against yours;
+    sign in with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN.
+
+    Exit codes: 0 fine; 1 the tool failed and says what to do; 2 wrong usage; 3 incomplete, or the audit found losses.
+    """,
+    help_format="plaintext",
+)
+
+_GROUPS = {name: Group(name, sort_key=place) for place, name in enumerate(("Load", "Server", "Reading", "Output"), 1)}
+
+
+def _planned(function: Callable[..., int]) -> Callable[..., int]:
+    """Give a command the plan's options as its own: they are declared in `plan.py`, and nowhere else."""
+    own = list(inspect.signature(function, eval_str=True).parameters.values())
+    options = []
+    for name, option in OPTIONS.items():
+        default = KINDS[name].text(option.default)
+        told = f"{option.metadata['help']}" + (f" [{default}]" if default else "")
+        parameter = Parameter(
+            name=flag(name), help=told, group=_GROUPS[option.metadata["group"]], allow_leading_hyphen=True
+        )
+        options.append(
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, parameter]
+            )
+        )
+    first, *rest = (parameter for parameter in own if parameter.kind is not inspect.Parameter.VAR_KEYWORD)
+    function.__signature__ = inspect.Signature([first, *options, *rest], return_annotation=int)  # type: ignore[attr-defined]
+    return function
+
+
+PlanName = Annotated[
+    str | None,
+    Parameter(help="A shipped plan by its name, a workload, or the path of a TOML file.", show_default=False),
+]
+Output = Annotated[
+    Path | None,
+    Parameter(
+        help="The folder to write to; results/<time>-<workload> by default, an existing job is never overwritten.",
+        group=_GROUPS["Output"],
+    ),
+]
+
+
+def _resolve(name: str | None, options: dict[str, str | None]) -> Plan:
+    from hpcstress.workloads import MODULES, load
+
+    plan = Plan() if name is None else named(name, [*MODULES])
+    plan = plan.with_options({option: value for option, value in options.items() if value is not None})
+    load(plan.workload)
+    return plan
+
+
+@app.default
+@_planned
+def run(
+    plan: PlanName = None,
+    /,
+    *,
+    output: Output = None,
+    dry_run: Annotated[
+        bool, Parameter(help="Show what would be sent, and send nothing.", negative=(), group=_GROUPS["Output"])
+    ] = False,
+    **options: str | None,
+) -> int:
+    """Run a plan: climb its ladder, read the server back, write the result and the report."""
+    resolved = _resolve(plan, options)
+    if dry_run:
+        return _show_plan(resolved)
+    from hpcstress.folder import RunFolder
+    from hpcstress.job import run_job
+    from hpcstress.progress import Progress, Shown
+    from hpcstress.ranks import world
+
+    import_seconds = seconds_since_start()
+    default = Path("results") / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{resolved.workload}"
+    with world() as ranks:
+        folder = RunFolder(ranks.tell(output or default))
+        progress = Shown() if ranks.rank == 0 else Progress()
+        code = run_job(resolved, ranks, folder, os.environ, progress, import_seconds)
+        # The others wait asleep: in MPI's own end they would burn the cores that draw the report.
+        ranks.only_first(lambda: _conclude(folder.result))
+    return code
+
+
+def _conclude(result: Path) -> None:
+    try:
+        from analysis.report import summary, write_report
+    except ImportError as error:
+        print(f"The result is {result}. No report: {error.name} is missing, `pip install 'hpcstress[analysis]'`.")
+        return
+    report = write_report([result], None)
+    print(summary(result))
+    print(f"\nResult:   {result}\nReport:   {report}\nPictures: {report.parent}/*.png")
+
+
+def _show_plan(plan: Plan) -> int:
+    from hpcstress.estimate import estimate
+    from hpcstress.quantity import format_size
+
+    told = estimate(plan)
+    print(plan.to_toml())
+    print(
+        f"# {len(plan.steps)} steps, {told.runs} runs, {told.requests} requests, {format_size(told.body_bytes)} of bodies"
+    )
+    for operation, count in told.requests_per_run.items():
+        print(f"#   {count} x {operation} in each run")
+    return OK
+
+
+@app.command
+@_planned
+def plan(plan: PlanName = None, /, **options: str | None) -> int:
+    """Show the resolved plan, how many requests and bytes it sends; send nothing."""
+    return _show_plan(_resolve(plan, options))
+
+
+@app.command
+def workloads() -> int:
+    """List what a run can do, and the shipped plans."""
+    from hpcstress.plan import shipped
+    from hpcstress.workloads import describe
+
+    print("Workloads:")
+    for name, told in describe().items():
+        print(f"  {name:24} {told}")
+    print("Plans:")
+    for name, text in shipped().items():
+        print(f"  {name:24} {text.split(chr(10))[0].lstrip('# ')}")
+    return OK
+
+
+@app.command
+def serve(name: Annotated[str, Parameter(help="Which server to start.")] = "mlflow", /) -> int:
+    """Start a server to play with on this machine; Ctrl-C stops it and removes what it stored."""
+    import shlex
+    import signal
+    import threading
+
+    from hpcstress import servers
+
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    with servers.start(name, say=_tell) as server:
+        for variable, value in server.environment.items():
+            print(f"export {variable}={shlex.quote(value)}")
+        sys.stdout.flush()
+        _tell("The server runs until Ctrl-C. Put the lines above into another shell.")
+        while not ended.wait(1.0):
+            obituary = server.obituary()
+            if obituary is not None:
+                raise Refusal(obituary)
+    return OK
+
+
+@app.command
+@_planned
+def doctor(plan: PlanName = None, /, **options: str | None) -> int:
+    """See from every rank whether the server can be reached, lets in, and how good files, clocks and MPI are."""
+    resolved = _resolve(plan, options)
+    from hpcstress.doctor import examine
+    from hpcstress.preflight import check_open_files
+    from hpcstress.ranks import world
+
+    import_seconds = seconds_since_start()
+    with world() as ranks:
+        target = ranks.first_refusal(lambda: _named_target(resolved.uri))
+        if target is None and ranks.rank == 0:
+            _tell("No server was named: give --uri or MLFLOW_TRACKING_URI to have it examined, too.")
+        findings = examine(ranks, target, min(30.0, resolved.timeout), import_seconds)
+        if ranks.rank == 0:
+            _print_findings(findings, ranks, target)
+        ranks.first_refusal(lambda: check_open_files(max(resolved.runs), ranks.size))
+        trouble = ranks.tell((any(finding.trouble for finding in findings),) if ranks.rank == 0 else None)[0]
+    return FAILED if trouble else OK
+
+
+def _named_target(uri: str) -> Target | None:
+    from hpcstress.target import from_environment
+
+    if not uri and not any(os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_URL")):
+        return None
+    return from_environment(uri, os.environ)
+
+
+def _print_findings(findings: list[Any], world: World, target: Target | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{world.size} ranks, MPI: {world.library}" + (f", server {target.uri}" if target else ""))
+    for heading in (
+        "rank",
+        "host",
+        "server",
+        "round trip",
+        "open files",
+        "clock offset",
+        "± error",
+        "imports",
+        "trouble",
+    ):
+        table.add_column(heading, justify="left" if heading in ("host", "server", "trouble") else "right")
+    for finding in findings:
+        table.add_row(
+            str(finding.rank),
+            finding.host,
+            finding.server or "-",
+            f"{finding.round_trip * 1e3:.1f} ms" if target else "-",
+            str(finding.open_files),
+            f"{finding.clock_offset_ns / 1e3:.1f} µs",
+            f"{finding.clock_error_ns / 1e3:.1f} µs",
+            f"{finding.import_seconds:.2f} s",
+            finding.trouble or "none",
+        )
+    Console().print(table)
+
+
+@app.command
+def recover(directory: Annotated[Path, Parameter(help="The output folder of the job.")], /) -> int:
+    """Make the result of a job that was killed from its journals, and say which ranks are incomplete."""
+    from hpcstress.folder import RunFolder
+    from hpcstress.recover import recover as recover_folder
+
+    folder = RunFolder(directory)
+    for note in recover_folder(folder):
+        print(note)
+    print(f"Result: {folder.result}")
+    return INCOMPLETE
+
+
+ResultPath = Annotated[Path, Parameter(help="A result.h5.")]
+
+
+@app.command
+def audit(result: ResultPath, /) -> int:
+    """Read the server back once more and compare it with what a result says was acknowledged."""
+    from hpcstress.audit import audit_result
+    from hpcstress.ranks import world
+
+    with world() as ranks:
+        clean = audit_result(ranks, result, os.environ, print)
+    return OK if clean else INCOMPLETE
+
+
+@app.command
+def clean(result: ResultPath, /) -> int:
+    """Delete on the server what the job of a result has created, and nothing else."""
+    import asyncio
+
+    from hpcstress.clean import clean as clean_server
+    from hpcstress.clients.api import Api
+    from hpcstress.clients.dial import Dialer
+    from hpcstress.plan import from_toml
+    from hpcstress.result import Result
+    from hpcstress.target import from_environment
+
+    with Result(result) as opened:
+        facts, plan_told = opened.facts, from_toml(opened.plan_toml)
+    if "experiment_id" not in facts:
+        raise Refusal(f"The job of {result} had no server: there is nothing to clean.")
+    target = from_environment(str(facts["uri"]), os.environ)
+
+    async def act() -> Any:
+        dialer = Dialer(target)
+        await dialer.resolve()
+        async with Api(target, dialer, plan_told.timeout) as api:
+            return await clean_server(api, facts, _tell)
+
+    cleaned = asyncio.run(act())
+    gone = " and the experiment" if cleaned.experiment else ""
+    print(f"Deleted {cleaned.runs} runs, the artifacts of {cleaned.artifacts} of them{gone}.")
+    print("MLflow keeps deleted runs until `mlflow gc` is called where the server runs.")
+    return OK
+
+
+@app.command
+def report(
+    results: Annotated[list[Path], Parameter(help="Result files.")],
+    /,
+    *,
+    output: Annotated[
+        Path | None, Parameter(help="The folder to write to; `report` beside the result by default.")
+    ] = None,
+) -> int:
+    """Write one HTML page with pictures and tables from results."""
+    from analysis.report import summary, write_report
+
+    page = write_report(results, output)
+    for result in results:
+        print(summary(result))
+    print(f"\nReport: {page}")
+    return OK
+
+
+def _tell(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def main(words: list[str] | None = None) -> None:
+    """Run a command line and exit with its code; what cannot be done ends in one sentence, said by one rank."""
+    sys.exit(_exit_code(words, speaks=promised_rank(os.environ) == 0))
+
+
+def _exit_code(words: list[str] | None, *, speaks: bool) -> int:
+    try:
+        command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        if speaks:
+            _tell(f"{error}\nTry `hpcstress --help`.")
+        return USAGE
+    try:
+        code = command(*bound.args, **bound.kwargs)
+    except Refusal as refusal:
+        if speaks:
+            _tell(str(refusal))
+        return refusal.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return code if isinstance(code, int) else OK

@@ -1,0 +1,66 @@
+"""What an answer of an MLflow server means: the outcome of one attempt from its status and body."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from hpcstress.record import Outcome
+
+
+class Answer(NamedTuple):
+    """Hold how one request ended. `end` is in nanoseconds of the monotonic clock; a failure has an end, too."""
+
+    outcome: Outcome
+    status: int
+    end: int
+    sent: int
+    received: int
+    body: bytes
+
+
+class Failed(Exception):
+    """Tell that an operation was not acknowledged, and why; it ends its run, as it would end a user's job."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.outcome.name, answer.status, answer.body[:500])
+        self.answer = answer
+
+
+_BY_STATUS = {
+    401: Outcome.auth,
+    403: Outcome.auth,
+    408: Outcome.timeout,
+    413: Outcome.client_error,
+    429: Outcome.throttled,
+    501: Outcome.not_supported,
+    502: Outcome.gateway,
+    503: Outcome.gateway,
+    504: Outcome.gateway,
+}
+
+
+def outcome_of(status: int, body: bytes) -> Outcome:
+    """Return the cause that a status and the beginning of a body name.
+
+    MLflow answers 400 when its own connection pool is exhausted, 404 with ENDPOINT_NOT_FOUND (or with a page of HTML)
+    for a route that it does not have, and 500 with FEATURE_DISABLED for a workspace header that it does not understand.
+    """
+    if 200 <= status < 300:
+        return Outcome.ok
+    if b"QueuePool limit" in body:
+        return Outcome.pool_exhausted
+    if b"ENDPOINT_NOT_FOUND" in body or b"FEATURE_DISABLED" in body:
+        return Outcome.not_supported
+    if status == 404 and body.lstrip()[:1] == b"<":
+        return Outcome.not_supported
+    if status in _BY_STATUS:
+        return _BY_STATUS[status]
+    if status < 400:
+        return Outcome.malformed
+    return Outcome.client_error if status < 500 else Outcome.server_error
+
+
+def said(body: bytes) -> str:
+    """Return what a server said in one line of printable text, for a sentence that quotes it."""
+    text = body[:500].decode("utf-8", "replace")
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:200]

@@ -1,0 +1,347 @@
+"""A plan on a world of ranks: prepare, climb the ladder step by step, gather, audit, write the result.
+
+The order is the point of this room: what can be refused is refused first; a row is in a journal before it is anywhere
+else; every step is gathered before the next begins; the result gets its name when it is whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from socket import gethostname
+from time import monotonic_ns
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import uvloop
+
+from hpcstress.audit import Auditor, Report, acknowledged_requests
+from hpcstress.clients.api import Api
+from hpcstress.clients.dial import Dialer
+from hpcstress.clients.null import Null
+from hpcstress.clients.wire import Wire
+from hpcstress.clocks import Offset, drift_ppm
+from hpcstress.content import Content
+from hpcstress.errors import INCOMPLETE, OK
+from hpcstress.folder import RunFolder
+from hpcstress.journal import Journal
+from hpcstress.plan import Plan
+from hpcstress.preflight import wait_until_back
+from hpcstress.prepare import Setup, prepare
+from hpcstress.progress import Beat, Progress
+from hpcstress.ranks import World
+from hpcstress.result import TABLES, ResultWriter
+from hpcstress.schedule import Step, owned, steps
+from hpcstress.summary import StepSummary
+from hpcstress.target import Target, from_environment
+from hpcstress.worker import Clients, Health, Tally, Worker
+from hpcstress.workloads import load
+
+# Long enough for the word of the common start to reach everybody through sleeping polls.
+_LEAD_NS = 150_000_000
+_LEAD_PER_RANK_NS = 1_000_000
+_BEAT_SECONDS = 0.1
+
+
+class Stop:
+    """Remember a Ctrl-C or a TERM: the first ends the load and keeps what was measured, the second ends everything."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if self.asked:
+            os._exit(128 + number)
+        self.asked = True
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Listen while the block runs."""
+        before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@dataclass
+class Books:
+    """Hold what rank 0 writes down while the job goes on."""
+
+    writer: ResultWriter
+    folder: RunFolder
+    tables: dict[str, list[np.ndarray[Any, Any]]] = field(default_factory=lambda: {name: [] for name in TABLES})
+    notes: list[str] = field(default_factory=list)
+    said: dict[str, str] = field(default_factory=dict)
+    losses: bool = False
+    complete: bool = True
+
+    def hear(self, step: Step, reports: list[tuple[Health, Tally]]) -> None:
+        """Write down what every rank felt in a step, and what the server said about failures."""
+        for rank, (health, tally) in enumerate(reports):
+            row = np.zeros(1, TABLES["health"])
+            row["step"], row["rank"] = step.number, rank
+            for name, value in asdict(health).items():
+                row[name] = value
+            self.tables["health"].append(row)
+            for cause, words in tally.said.items():
+                self.said.setdefault(cause, words)
+
+    def audited(self, step: Step, report: Report) -> None:
+        """Write down what the audit of a step found."""
+        row = report.row(step.number)
+        self.tables["audit"].append(row)
+        self.folder.note("audit", **{name: int(row[name][0]) for name in TABLES["audit"].names or ()})
+        self.notes += [f"Audit of step {step.number + 1}: {example}" for example in report.examples]
+        self.losses |= not report.clean
+
+    def incomplete(self, sentence: str) -> None:
+        """Write down why the job is not what the plan says."""
+        self.complete = False
+        self.notes.append(sentence)
+
+    def finish(self) -> int:
+        """Write the result, drop the journals that it replaces, and return the exit code."""
+        self.notes += [
+            f"First failure by {cause}: the server said {words!r}" for cause, words in self.said.items() if words
+        ]
+        tables = {name: np.concatenate([np.zeros(0, TABLES[name]), *rows]) for name, rows in self.tables.items()}
+        self.writer.finish(tables, self.notes, self.complete)
+        self.folder.remove_journals()
+        return OK if self.complete and not self.losses else INCOMPLETE
+
+
+def run_job(
+    plan: Plan,
+    world: World,
+    folder: RunFolder,
+    environment: Mapping[str, str],
+    progress: Progress,
+    import_seconds: float,
+) -> int:
+    """Run a plan, write its result into a folder and return the exit code. Every rank of the world calls this."""
+    stop = Stop()
+    with ExitStack() as resources, stop.listening():
+        setup = world.only_first(lambda: prepare(plan, world, folder, environment, progress, resources))
+        before = world.offset()
+        header = {
+            "ranks": world.size,
+            "host": gethostname()[:64],
+            "pid": os.getpid(),
+            "offset_ns": before.offset_ns,
+            "error_ns": before.error_ns,
+            "import_seconds": import_seconds,
+        }
+        journal = world.first_refusal(lambda: Journal(folder.journal(world.rank), world.rank, header))
+        with journal:
+            target, dialer = world.first_refusal(lambda: _way_to_the_server(plan, setup, environment))
+            books = None
+            if world.rank == 0:
+                books = Books(resources.enter_context(ResultWriter(folder.result, plan.to_toml(), setup.facts)), folder)
+            Job(plan, world, setup, journal, target, dialer, before.offset_ns, books, progress, stop).climb()
+        row = _rank_row(world.rank, header, before, world.offset())
+        rows = world.collect(row)
+        if books is None:
+            return world.tell(None)
+        books.tables["ranks"] = rows
+        if setup.server is not None:
+            books.tables["server"] = [setup.server.samples()]
+        return world.tell(books.finish())
+
+
+def _way_to_the_server(plan: Plan, setup: Setup, environment: Mapping[str, str]) -> tuple[Target | None, Dialer | None]:
+    if plan.client == "null":
+        return None, None
+    target = from_environment(plan.uri, setup.environment or environment)
+    dialer = Dialer(target)
+    asyncio.run(dialer.resolve())
+    return target, dialer
+
+
+def _rank_row(rank: int, header: Mapping[str, object], before: Offset, after: Offset) -> np.ndarray[Any, Any]:
+    row = np.zeros(1, TABLES["ranks"])
+    for name in ("host", "pid", "offset_ns", "error_ns", "import_seconds"):
+        row[name] = header[name]
+    row["rank"], row["drift_ppm"], row["complete"] = rank, drift_ppm(before, after), True
+    return row
+
+
+class Job:
+    """Play one rank's part in all steps of a plan."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        world: World,
+        setup: Setup,
+        journal: Journal,
+        target: Target | None,
+        dialer: Dialer | None,
+        offset_ns: int,
+        books: Books | None,
+        progress: Progress,
+        stop: Stop,
+    ) -> None:
+        self._plan = plan
+        self._world = world
+        self._setup = setup
+        self._journal = journal
+        self._target = target
+        self._dialer = dialer
+        self._offset_ns = offset_ns
+        self._books = books
+        self._progress = progress
+        self._stop = stop
+        self._stop_told = False
+        self._beats: list[Beat] = []
+        play = load(plan.workload)
+        content = Content(plan, setup.session)
+        self._worker = Worker(play, content, self._clients(), plan.timeout)
+        self._auditor = None
+        if target is not None and dialer is not None and plan.audit:
+            self._auditor = Auditor(world, target, dialer, content, play, setup.experiment_id)
+
+    def _clients(self) -> Clients:
+        if self._target is None or self._dialer is None:
+            return Null(self._journal, self._plan.seed, self._plan.null_delay, self._plan.null_failures)
+        return Wire(self._target, self._dialer, self._journal, self._setup.experiment_id, self._plan.timeout)
+
+    def climb(self) -> None:
+        """Play every step; between two of them gather the rows, read the server back, and let it come to rest."""
+        for step in steps(self._plan):
+            if step.number and not self._may_go_on(step):
+                return
+            first_row = self._journal.length
+            began, reports = self._play(step)
+            acknowledged = self._gather(step, began, first_row)
+            if self._books is not None:
+                self._books.hear(step, reports)
+            if self._world.tell(self._stopped_in(step) if self._books is not None else None):
+                return
+            self._audit(step, acknowledged)
+
+    def _may_go_on(self, step: Step) -> bool:
+        """Let the server rest, and see whether it is still there; rank 0 decides for all."""
+        answer: bool | None = None
+        if self._books is not None:
+            self._rest()
+            answer = not self._stopped_in(step) and self._server_is_back(step)
+        return self._world.tell(answer)
+
+    def _rest(self) -> None:
+        until = time.monotonic() + self._plan.sleep_time
+        while time.monotonic() < until and not self._stop.asked:
+            time.sleep(min(_BEAT_SECONDS, max(0.0, until - time.monotonic())))
+
+    def _server_is_back(self, step: Step) -> bool:
+        server, books, target, dialer = self._setup.server, self._books, self._target, self._dialer
+        if target is None or dialer is None or books is None:
+            return True
+
+        async def wait() -> float | None:
+            async with Api(target, dialer, min(10.0, self._plan.timeout)) as api:
+                return await wait_until_back(api, self._plan.timeout)
+
+        waited = asyncio.run(wait())
+        if waited is None:
+            obituary = server.obituary() if server is not None else None
+            books.incomplete(
+                f"After step {step.number} the server did not come back within {self._plan.timeout:g} s: "
+                f"the remaining steps were not played. {obituary or ''}".strip()
+            )
+            return False
+        if waited > 1:
+            books.notes.append(f"After step {step.number} the server took {waited:.1f} s to answer again.")
+        return True
+
+    def _stopped_in(self, step: Step) -> bool:
+        if not self._stop.asked or self._books is None:
+            return False
+        self._books.incomplete(f"Stopped by a signal in step {step.number + 1} of {len(self._plan.steps)}.")
+        return True
+
+    def _play(self, step: Step) -> tuple[float, list[tuple[Health, Tally]]]:
+        """Start together with all ranks, play, and wait for the others; return the start (UTC) and what ranks report."""
+        world = self._world
+        start = began = None
+        if self._books is not None:
+            start = monotonic_ns() + _LEAD_NS + _LEAD_PER_RANK_NS * world.size
+            began = time.time() + (start - monotonic_ns()) / 1e9
+            self._books.folder.note("step", number=step.number, repeat=step.repeat, size=step.size, began=began)
+            self._progress.begin(step, len(self._plan.steps))
+        start, began = world.tell(None if start is None or began is None else (start, began))
+        origin = start - self._offset_ns
+        self._journal.begin(step.number, origin)
+        runs = owned(step.size, world.rank, world.size)
+        tally = Tally(len(runs))
+        first_row = self._journal.length
+
+        def pulse(done: bool = False) -> bool:
+            word = Beat(
+                step.number,
+                tally.owned,
+                tally.finished,
+                tally.failed,
+                self._journal.length - first_row,
+                done,
+                self._stop.asked,
+            )
+            return self._heed(world.beat(word), step)
+
+        health = uvloop.run(self._worker.play_step(step, runs, origin, tally, pulse))
+        pulse(done=True)
+        if self._books is not None:
+            while sum(beat.done for beat in self._beats) < world.size:
+                time.sleep(_BEAT_SECONDS)
+                pulse(done=True)
+            self._progress.end()
+        return began, world.collect((health, tally))
+
+    def _heed(self, beats: Mapping[int, Beat], step: Step) -> bool:
+        if self._books is None:
+            if self._world.stopped():
+                self._stop.asked = True
+        else:
+            self._beats = [beat for beat in beats.values() if beat.step == step.number]
+            self._progress.update(step, self._beats)
+            if any(beat.stop for beat in self._beats) and not self._stop_told:
+                self._stop.asked = self._stop_told = True
+                self._world.stop_all()
+        return self._stop.asked
+
+    def _gather(self, step: Step, began: float, first_row: int) -> np.ndarray[Any, Any] | None:
+        """Bring the step's rows to rank 0; return there how many requests of each run were acknowledged."""
+        books = self._books
+        acknowledged = np.zeros(step.size, np.uint32)
+        summary = StepSummary(step, began)
+
+        def store(rows: np.ndarray[Any, Any]) -> None:
+            nonlocal acknowledged
+            assert books is not None
+            books.writer.append(rows)
+            summary.add(rows)
+            acknowledged += acknowledged_requests(rows, step.size)
+
+        self._world.gather_rows(self._journal.rows(first_row), store)
+        if books is None:
+            return None
+        books.tables["steps"].append(summary.row())
+        return acknowledged
+
+    def _audit(self, step: Step, acknowledged: np.ndarray[Any, Any] | None) -> None:
+        if self._auditor is None:
+            return
+        if self._books is not None:
+            self._progress.say(f"step {step.number + 1}: reading back")
+        report = self._auditor.audit(step, acknowledged)
+        if self._books is not None:
+            self._books.audited(step, report)
+            self._progress.say(f"step {step.number + 1}: audit: {report.sentence()}")

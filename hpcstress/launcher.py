@@ -1,0 +1,41 @@
+"""What the launcher says before MPI is loaded: how many ranks there are, which one this is, since when it runs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PALS_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+_RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PALS_RANKID", "MV2_COMM_WORLD_RANK", "SLURM_PROCID")
+
+
+def promised_size(environment: Mapping[str, str]) -> int | None:
+    """Return how many ranks the launcher says it has started, None if no launcher is there."""
+    return _number(environment, _SIZES)
+
+
+def promised_rank(environment: Mapping[str, str]) -> int:
+    """Return this process's rank by the launcher's word, 0 if no launcher is there."""
+    return _number(environment, _RANKS) or 0
+
+
+def _number(environment: Mapping[str, str], names: tuple[str, ...]) -> int | None:
+    return next((int(environment[name]) for name in names if environment.get(name, "").isdigit()), None)
+
+
+def wrong_size(promised: int, size: int, library: str) -> str:
+    """Return the sentence about a launcher and an MPI library that do not know each other."""
+    return (
+        f"The launcher started {promised} ranks, but the MPI library ({library}) sees {size}: they do not belong "
+        "together. Use the launcher of that library (for the mpich wheel the mpiexec beside its python, "
+        "or srun --mpi=pmi2), or install mpi4py for the launcher's library."
+    )
+
+
+def seconds_since_start() -> float:
+    """Return how long this process has lived, in seconds: what interpreter and imports have cost so far."""
+    # Field 22 of proc(5), counted behind the command's name, which may hold anything.
+    started = int(Path("/proc/self/stat").read_text("ascii", "replace").rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,100 @@
+"""Everything that can be refused is refused here, before load starts: server, sign-in, experiment, open files."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+from typing import NamedTuple
+
+from hpcstress.clients.answer import Answer, Failed, said
+from hpcstress.clients.api import Api, refusal
+from hpcstress.clients.wire import API
+from hpcstress.errors import Refusal
+from hpcstress.folder import open_files_limit
+from hpcstress.record import Outcome
+
+# Standard streams, journal, event loop, MPI's sockets, libraries that are opened late.
+_OTHER_FILES = 200
+
+_AWAY = (Outcome.refused, Outcome.timeout, Outcome.closed, Outcome.gateway)
+
+
+class Experiment(NamedTuple):
+    """Hold the experiment that the runs go to, and whether this job has created it."""
+
+    id: str
+    created: bool
+
+
+async def sign_in(api: Api) -> str:
+    """Check address and credentials with a single request, and return the server's version."""
+    try:
+        await api.post("experiments/search", {"max_results": 1})
+    except Failed as failure:
+        raise refusal(api.target, failure.answer, "signing in") from None
+    answer = await api.ask("GET", "/version")
+    return said(answer.body)[:40] if answer.outcome is Outcome.ok else "unknown"
+
+
+async def find_experiment(api: Api, experiment_id: str | None, name: str) -> Experiment:
+    """Return the experiment by its id or its name; one that is only named is created."""
+    try:
+        if experiment_id is not None:
+            told = await api.get("experiments/get", experiment_id=experiment_id)
+        else:
+            told = await api.get("experiments/get-by-name", experiment_name=name)
+    except Failed as failure:
+        if failure.answer.status != 404:
+            raise refusal(api.target, failure.answer, "asking for the experiment") from None
+        if experiment_id is not None:
+            raise Refusal(
+                f"There is no experiment {experiment_id!r} on the server: correct MLFLOW_EXPERIMENT_ID, "
+                "or unset it and give --experiment NAME."
+            ) from None
+        return await _create_experiment(api, name)
+    try:
+        found, stage = str(told["experiment"]["experiment_id"]), told["experiment"].get("lifecycle_stage", "active")
+    except (KeyError, TypeError, AttributeError):
+        raise refusal(api.target, _malformed(), "asking for the experiment") from None
+    if stage != "active":
+        raise Refusal(
+            f"The experiment {name if experiment_id is None else found!r} is deleted on the server: restore it "
+            "(`mlflow experiments restore`), or choose another with --experiment."
+        )
+    return Experiment(found, False)
+
+
+async def _create_experiment(api: Api, name: str) -> Experiment:
+    try:
+        told = await api.post("experiments/create", {"name": name})
+        return Experiment(str(told["experiment_id"]), True)
+    except Failed as failure:
+        raise refusal(api.target, failure.answer, f"creating the experiment {name!r}") from None
+    except (KeyError, TypeError):
+        raise refusal(api.target, _malformed(), "creating the experiment") from None
+
+
+def _malformed() -> Answer:
+    return Answer(Outcome.malformed, 200, 0, 0, 0, b"")
+
+
+async def wait_until_back(api: Api, seconds: float) -> float | None:
+    """Wait until the server answers again; return how long it took in seconds, None if it did not come back in time."""
+    began = monotonic()
+    while (await api.ask("GET", f"{API}/experiments/get?experiment_id=0")).outcome in _AWAY:
+        if monotonic() - began > seconds:
+            return None
+        await asyncio.sleep(0.5)
+    return monotonic() - began
+
+
+def check_open_files(largest_step: int, ranks: int) -> None:
+    """Refuse a step that needs more connections on a rank than it may open, and say how many ranks would do."""
+    limit = open_files_limit()
+    needed = -(-largest_step // ranks) + _OTHER_FILES
+    if needed > limit:
+        enough = -(-largest_step // max(1, limit - _OTHER_FILES))
+        raise Refusal(
+            f"{largest_step} runs at once on {ranks} ranks need {needed} open files on each, the limit is {limit}: "
+            f"use {enough} ranks or more, or raise `ulimit -n`."
+        )

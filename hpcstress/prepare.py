@@ -1,0 +1,122 @@
+"""What rank 0 prepares before load: the output folder, the server and the way to it, the experiment, the facts of the day."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import secrets
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from socket import gethostname
+from typing import Any
+
+from hpcstress import servers
+from hpcstress.clients.api import Api
+from hpcstress.clients.dial import Dialer
+from hpcstress.estimate import estimate
+from hpcstress.folder import RunFolder
+from hpcstress.plan import Plan
+from hpcstress.preflight import check_open_files, find_experiment, sign_in
+from hpcstress.progress import Progress
+from hpcstress.ranks import World
+from hpcstress.target import Target, from_environment
+
+_SLURM_FACTS = ("SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_JOB_NUM_NODES", "SLURM_NTASKS", "SLURM_JOB_PARTITION")
+_PACKAGES = ("hpcstress", "mpi4py", "numpy", "h5py", "uvloop", "httptools")
+
+
+@dataclass
+class Setup:
+    """Hold what rank 0 has prepared for all.
+
+    `environment` is how to reach and sign in at a server that rank 0 has started: it goes from rank to rank and nowhere
+    else. For somebody's server every rank looks into its own. The server itself stays with rank 0, its parent.
+    """
+
+    session: str
+    experiment_id: str
+    facts: dict[str, Any]
+    environment: dict[str, str] | None = field(default=None, repr=False)
+    server: servers.Server | None = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "server": None}
+
+
+def prepare(
+    plan: Plan,
+    world: World,
+    folder: RunFolder,
+    environment: Mapping[str, str],
+    progress: Progress,
+    resources: ExitStack,
+) -> Setup:
+    """Prepare a job on rank 0. What it opens is closed with `resources`; a refusal leaves nothing behind."""
+    check_open_files(max(plan.runs), world.size)
+    folder.create(estimate(plan).journal_bytes)
+    try:
+        setup = _reach(plan, environment, progress, resources)
+    except BaseException:
+        folder.remove()
+        raise
+    setup.facts |= _facts(world, environment)
+    folder.plan.write_text(plan.to_toml(), "utf-8")
+    folder.note("job", facts=setup.facts)
+    return setup
+
+
+def _reach(plan: Plan, environment: Mapping[str, str], progress: Progress, resources: ExitStack) -> Setup:
+    session = secrets.token_hex(6)
+    if plan.client == "null":
+        return Setup(session, "", {"session": session, "client": "null"})
+    server = started = None
+    if not plan.uri and not any(environment.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_URL")):
+        server = resources.enter_context(servers.start(plan.server, say=progress.say))
+        environment = started = server.environment
+    target = from_environment(plan.uri, environment)
+    version_told, experiment = asyncio.run(_arrive(target, plan))
+    facts = {
+        "session": session,
+        "client": plan.client,
+        "uri": target.uri,
+        "server_version": version_told,
+        "server": server.facts if server is not None else None,
+        "experiment_id": experiment.id,
+        "experiment_created": experiment.created,
+    }
+    return Setup(session, experiment.id, facts, started, server)
+
+
+async def _arrive(target: Target, plan: Plan) -> tuple[str, Any]:
+    dialer = Dialer(target)
+    await dialer.resolve()
+    async with Api(target, dialer, min(30.0, plan.timeout)) as api:
+        told = await sign_in(api)
+        return told, await find_experiment(api, target.experiment_id, plan.experiment)
+
+
+def _facts(world: World, environment: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "host": gethostname(),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processors": len(os.sched_getaffinity(0)),
+        "mpi": world.library,
+        "ranks": world.size,
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "slurm": {name: environment[name] for name in _SLURM_FACTS if name in environment},
+        "command": sys.argv[1:],
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,196 @@
+"""Text to values and back: counts, ladders, sizes and durations as people write them in options."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+from urllib.parse import urlsplit
+
+from hpcstress.errors import UsageRefusal
+
+Scalar = str | int | float | list[int]
+
+_SIZES = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_SIZES_FOLDED = {unit.lower(): factor for unit, factor in _SIZES.items()}
+_TIMES = {"": 1.0, "s": 1.0, "ms": 1e-3, "m": 60.0, "min": 60.0, "h": 3600.0}
+_NUMBER_AND_UNIT = re.compile(
+    r"\s*([0-9][0-9_]*(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", re.ASCII | re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Say how one kind of option value is read from text, TOML or JSON, and how it is written back."""
+
+    metavar: str
+    read: Callable[[object], Any]
+    write: Callable[[Any], Scalar]
+
+    def text(self, value: Any) -> str:
+        """Write a value as it would be typed on a command line."""
+        written = self.write(value)
+        return ",".join(map(str, written)) if isinstance(written, list) else str(written)
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Return a sentence that offers the known names nearest to a misspelt one."""
+    near = get_close_matches(name, known, n=3, cutoff=0.5)
+    if near:
+        return f"Did you mean {' or '.join(near)}?"
+    return f"Known are: {', '.join(known)}."
+
+
+def mask_password(uri: str) -> str:
+    """Return the address with whatever stands before its @ hidden."""
+    return re.sub(r"//[^/@]*@", "//***@", uri)
+
+
+def format_size(size: int) -> str:
+    """Write a number of bytes with the largest unit that keeps it exact."""
+    for unit in ("GB", "GiB", "MB", "MiB", "kB", "KiB"):
+        if size and size % _SIZES[unit] == 0:
+            return f"{size // _SIZES[unit]}{unit}"
+    return f"{size}B"
+
+
+def _number_and_unit(value: object, units: dict[str, Any], what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise UsageRefusal(f"{value!r} is not a {what}.")
+    match = _NUMBER_AND_UNIT.fullmatch(str(value))
+    if match is None or match[2].lower() not in units:
+        raise UsageRefusal(f"{value!r} is not a {what}: write a number and one of {', '.join(filter(None, units))}.")
+    number: float = float(match[1].replace("_", "")) * units[match[2].lower()]
+    if not math.isfinite(number):
+        raise UsageRefusal(f"{value!r} is not a {what}: it has to be finite.")
+    return number
+
+
+def read_size(value: object) -> int:
+    """Read a positive number of bytes, such as `100MB` (10**8) or `1MiB` (2**20)."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        size = value
+    else:
+        size = round(_number_and_unit(value, _SIZES_FOLDED, "size"))
+    if size < 1:
+        raise UsageRefusal(f"A size of {value} is not possible: give at least 1B.")
+    return size
+
+
+def read_seconds(value: object) -> float:
+    """Read a duration in seconds, such as `120`, `500ms` or `2m`."""
+    return _number_and_unit(value, _TIMES, "duration")
+
+
+def write_seconds(value: float) -> Scalar:
+    """Write seconds so that reading them gives the same number."""
+    return int(value) if value == int(value) else value
+
+
+def read_positive_seconds(value: object) -> float:
+    """Read a duration above zero."""
+    seconds = read_seconds(value)
+    if seconds <= 0:
+        raise UsageRefusal(f"A duration of {value} is not possible here: give more than zero seconds.")
+    return seconds
+
+
+def _read_whole(value: object, least: int, what: str) -> int:
+    text = str(value).strip().replace("_", "")
+    if isinstance(value, (bool, float)) or not text.isascii() or not text.lstrip("-").isdigit():
+        raise UsageRefusal(f"{value!r} is not a whole number.")
+    number = int(text)
+    if number < least:
+        raise UsageRefusal(f"{number} is too small for {what}: give at least {least}.")
+    return number
+
+
+def read_count(value: object) -> int:
+    """Read a whole number of at least zero."""
+    return _read_whole(value, 0, "a count")
+
+
+def read_positive(value: object) -> int:
+    """Read a whole number of at least one."""
+    return _read_whole(value, 1, "this option")
+
+
+def read_ladder(value: object) -> tuple[int, ...]:
+    """Read the sizes of the steps: `10,100,1000` or a list of numbers."""
+    parts = value if isinstance(value, (list, tuple)) else str(value).split(",")
+    try:
+        ladder = tuple(_read_whole(part, 1, "a step") for part in parts)
+    except UsageRefusal as refusal:
+        raise UsageRefusal(f"The ladder {value!r} is not a list of numbers such as 10,100,1000: {refusal}") from None
+    if not ladder:
+        raise UsageRefusal("The ladder is empty: give the sizes of the steps, such as 10,100,1000.")
+    return ladder
+
+
+def read_fraction(value: object) -> float:
+    """Read a share between 0 and 1, also written as a percentage."""
+    text = str(value).strip()
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise UsageRefusal(f"{value!r} is not a share: write 0.05 or 5%.") from None
+    if not 0 <= share <= 1:
+        raise UsageRefusal(f"{value!r} is not a share between 0 and 1.")
+    return share
+
+
+def read_text(value: object) -> str:
+    """Read plain text of one line."""
+    if not isinstance(value, str) or "\n" in value or "\0" in value:
+        raise UsageRefusal(f"{value!r} is not a line of text.")
+    return value
+
+
+def read_uri(value: object) -> str:
+    """Read a server's address; refuse one without a scheme, or with a password in it."""
+    uri = read_text(value).strip()
+    if not uri:
+        return ""
+    masked = mask_password(uri)
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https"):
+        raise UsageRefusal(f"The address {masked!r} does not begin with http:// or https://: write https://{masked}.")
+    if "@" in parts.netloc:
+        raise UsageRefusal(
+            f"The address {masked!r} holds a user name or password, which would end up in results and logs: "
+            "put them into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+        )
+    if not parts.hostname:
+        raise UsageRefusal(f"The address {masked!r} names no host: write https://host or http://host:5000.")
+    try:
+        _ = parts.port
+    except ValueError:
+        raise UsageRefusal(f"The address {masked!r} has an impossible port: use 1 to 65535.") from None
+    if parts.query or parts.fragment:
+        raise UsageRefusal(f"The address {masked!r} has a ? or # part: give only scheme, host, port and path.")
+    return uri.rstrip("/")
+
+
+COUNT = Kind("N", read_count, int)
+POSITIVE = Kind("N", read_positive, int)
+LADDER = Kind("N,N,...", read_ladder, list)
+SIZE = Kind("SIZE", read_size, format_size)
+DURATION = Kind("SECONDS", read_seconds, write_seconds)
+POSITIVE_DURATION = Kind("SECONDS", read_positive_seconds, write_seconds)
+FRACTION = Kind("SHARE", read_fraction, float)
+TEXT = Kind("TEXT", read_text, str)
+URI = Kind("URI", read_uri, str)
+
+
+def choice(*names: str) -> Kind:
+    """Make the kind of value that is one of a few names."""
+
+    def read(value: object) -> str:
+        if value not in names:
+            raise UsageRefusal(f"{value!r} is not known here. {nearest(str(value), names)}")
+        return str(value)
+
+    return Kind("|".join(names), read, str)

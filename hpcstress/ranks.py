@@ -1,0 +1,313 @@
+"""Everything MPI: who am I, common words, common clock, rows to rank 0, and a failing rank that ends the job.
+
+Nobody ever blocks in MPI while load runs: a blocked rank burns a core and falsifies its neighbours' latencies. Every
+wait is a nonblocking request, a test and a sleep. Without a launcher there is one rank, and no MPI is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from enum import IntEnum
+from socket import gethostname
+from time import monotonic_ns
+from typing import Any, TypeVar
+
+import numpy as np
+
+from hpcstress.clocks import NO_OFFSET, Offset, Ping, offset_of
+from hpcstress.errors import FAILED, Refusal
+from hpcstress.launcher import promised_rank, promised_size, wrong_size
+from hpcstress.record import RECORD
+
+T = TypeVar("T")
+
+_PINGS = 50
+_SENDERS_AT_ONCE = 4
+_QUESTIONS = 32
+
+
+class Tag(IntEnum):
+    """Tell messages of different conversations apart."""
+
+    word = 1
+    beat = 2
+    stop = 3
+    clock = 4
+    turn = 5
+    rows = 6
+
+
+class World:
+    """Be the only rank: what needs nobody else. `MpiWorld` says the same words to many."""
+
+    rank = 0
+    size = 1
+    library = "none"
+
+    def tell(self, value: T | None) -> T:
+        """Return rank 0's value on every rank."""
+        assert value is not None
+        return value
+
+    def collect(self, value: T) -> list[T]:
+        """Return everybody's values in the order of the ranks on rank 0, an empty list elsewhere."""
+        return [value]
+
+    def deal(self, values: list[T] | None) -> T:
+        """Return to each rank its own one of rank 0's values."""
+        assert values is not None
+        return values[0]
+
+    def offset(self) -> Offset:
+        """Measure this rank's clock against rank 0's."""
+        return NO_OFFSET
+
+    def gather_rows(self, rows: Iterable[np.ndarray[Any, Any]], store: Callable[[np.ndarray[Any, Any]], None]) -> None:
+        """Hand every rank's rows to `store` on rank 0, piece by piece."""
+        for piece in rows:
+            store(piece)
+
+    def beat(self, word: object) -> dict[int, Any]:
+        """Tell rank 0 how far this rank is; return the newest words of the others, by rank, on rank 0."""
+        return {0: word}
+
+    def stop_all(self) -> None:
+        """Ask every rank to stop its load."""
+
+    def stopped(self) -> bool:
+        """Tell whether rank 0 has asked to stop."""
+        return False
+
+    def first_refusal(self, check: Callable[[], T]) -> T:
+        """Run a check on every rank; if one refuses, all do, with the sentence of the first."""
+        value: T | None = None
+        refusal: Refusal | None = None
+        try:
+            value = check()
+        except Refusal as refused:
+            refusal = refused
+        place = f"Rank {self.rank} on {gethostname()}: " if self.size > 1 else ""
+        heard = self.collect((f"{place}{refusal}", refusal.exit_code) if refusal else None)
+        said = next((word for word in heard if word), None)
+        first = self.tell((said,))[0]
+        if first is not None:
+            sentence, code = first
+            raise _refusal(sentence, code)
+        return value  # type: ignore[return-value]
+
+    def only_first(self, act: Callable[[], T]) -> T:
+        """Let rank 0 act and give everybody what it returns; if it refuses, all do."""
+        word: tuple[T | None, tuple[str, int] | None] | None = None
+        if self.rank == 0:
+            try:
+                word = (act(), None)
+            except Refusal as refusal:
+                word = (None, (str(refusal), refusal.exit_code))
+        value, refused = self.tell(word)
+        if refused is not None:
+            raise _refusal(*refused)
+        return value  # type: ignore[return-value]
+
+
+def _refusal(sentence: str, exit_code: int) -> Refusal:
+    refusal = Refusal(sentence)
+    refusal.exit_code = exit_code
+    refusal.shared = True
+    return refusal
+
+
+class MpiWorld(World):
+    """Speak with the other ranks over a communicator."""
+
+    def __init__(self, comm: Any) -> None:
+        from mpi4py import MPI
+
+        self._mpi = MPI
+        self._comm = comm.Dup()
+        self.rank = comm.rank
+        self.size = comm.size
+        self.library = _library(MPI)
+        self._beats: dict[int, Any] = {}
+        self._unsent: list[Any] = []
+
+    def _wait(self, request: Any) -> Any:
+        return _poll(request.test, done=lambda answer: answer[0])[1]
+
+    def _send(self, value: object, rank: int, tag: Tag) -> None:
+        self._wait(self._comm.isend(value, rank, tag))
+
+    def _receive(self, rank: int, tag: Tag) -> Any:
+        message = _poll(lambda: self._comm.improbe(rank, tag), _is_there)
+        return message.recv()
+
+    def tell(self, value: T | None) -> T:
+        if self.rank == 0:
+            for rank in range(1, self.size):
+                self._send(value, rank, Tag.word)
+            assert value is not None
+            return value
+        told: T = self._receive(0, Tag.word)
+        return told
+
+    def collect(self, value: T) -> list[T]:
+        if self.rank == 0:
+            return [value, *(self._receive(rank, Tag.word) for rank in range(1, self.size))]
+        self._send(value, 0, Tag.word)
+        return []
+
+    def deal(self, values: list[T] | None) -> T:
+        if self.rank == 0:
+            assert values is not None
+            for rank in range(1, self.size):
+                self._send(values[rank], rank, Tag.word)
+            return values[0]
+        dealt: T = self._receive(0, Tag.word)
+        return dealt
+
+    def offset(self) -> Offset:
+        # One pair at a time speaks; a word wakes the other rank first, so that its sleep is not taken for distance.
+        # Only these two block, for a few microseconds each, while no load runs.
+        if self.rank == 0:
+            for rank in range(1, self.size):
+                self._send(None, rank, Tag.clock)
+                self._receive(rank, Tag.clock)
+                for _ in range(_PINGS):
+                    self._comm.recv(source=rank, tag=Tag.clock)
+                    self._comm.send(monotonic_ns(), rank, Tag.clock)
+            return NO_OFFSET._replace(at=monotonic_ns())
+        self._receive(0, Tag.clock)
+        self._send(None, 0, Tag.clock)
+        pings = []
+        for _ in range(_PINGS):
+            sent = monotonic_ns()
+            self._comm.send(None, 0, Tag.clock)
+            remote = self._comm.recv(source=0, tag=Tag.clock)
+            pings.append(Ping(sent, remote, monotonic_ns()))
+        return offset_of(pings)
+
+    def gather_rows(self, rows: Iterable[np.ndarray[Any, Any]], store: Callable[[np.ndarray[Any, Any]], None]) -> None:
+        # A few ranks send at a time: rank 0 holds a few pieces at most, whatever the number of ranks.
+        if self.rank != 0:
+            self._receive(0, Tag.turn)
+            for piece in rows:
+                self._wait(self._comm.Isend([piece, self._mpi.BYTE], 0, Tag.rows))
+            self._wait(self._comm.Isend([np.zeros(0, np.uint8), self._mpi.BYTE], 0, Tag.rows))
+            return
+        for piece in rows:
+            store(piece)
+        waiting = list(range(self.size - 1, 0, -1))
+        sending = 0
+        while waiting or sending:
+            while waiting and sending < _SENDERS_AT_ONCE:
+                self._send(None, waiting.pop(), Tag.turn)
+                sending += 1
+            status = self._mpi.Status()
+            message = _poll(
+                lambda status=status: self._comm.Improbe(self._mpi.ANY_SOURCE, Tag.rows, status),  # type: ignore[misc]
+                done=_is_there,
+            )
+            piece = np.empty(status.Get_count(self._mpi.BYTE), np.uint8)
+            message.Recv([piece, self._mpi.BYTE])
+            if len(piece):
+                store(piece.view(RECORD))
+            else:
+                sending -= 1
+
+    def beat(self, word: object) -> dict[int, Any]:
+        if self.rank != 0:
+            self._unsent = [request for request in self._unsent if not request.test()[0]]
+            self._unsent.append(self._comm.isend((self.rank, word), 0, Tag.beat))
+            return {}
+        while (message := _ask(lambda: self._comm.improbe(self._mpi.ANY_SOURCE, Tag.beat), _is_there)) is not None:
+            rank, heard = message.recv()
+            self._beats[rank] = heard
+        self._beats[0] = word
+        return self._beats
+
+    def stop_all(self) -> None:
+        self._unsent += [self._comm.isend(None, rank, Tag.stop) for rank in range(1, self.size)]
+
+    def stopped(self) -> bool:
+        message = _ask(lambda: self._comm.improbe(0, Tag.stop), _is_there)
+        if message is None:
+            return False
+        message.recv()
+        return True
+
+
+def _poll(ask: Callable[[], T], done: Callable[[T], object]) -> T:
+    """Ask again and again, sleeping longer each time, until the answer is final."""
+    pause = 0.0002
+    while not done(answer := _ask(ask, done)):
+        time.sleep(pause)
+        pause = min(0.02, pause * 1.5)
+    return answer
+
+
+def _ask(ask: Callable[[], T], done: Callable[[T], object]) -> T:
+    """Ask a few times in a row: at each question MPI looks at one message, and others may stand before the one meant."""
+    for _ in range(_QUESTIONS):
+        if done(answer := ask()):
+            break
+    return answer
+
+
+def _is_there(message: object) -> bool:
+    return message is not None
+
+
+@contextmanager
+def world(environment: Mapping[str, str] | None = None) -> Iterator[World]:
+    """Join the other ranks. An exception that leaves the block ends the job on every rank, at once, with its traceback."""
+    environment = os.environ if environment is None else environment
+    promised = promised_size(environment)
+    if promised is None:
+        yield World()
+        return
+    mpi = _load_mpi()
+    comm = mpi.COMM_WORLD
+    if comm.size != promised:
+        # Every rank sees the same: one of them says it, and none goes on to overwrite the others' results.
+        if promised_rank(environment) == 0:
+            print(wrong_size(promised, comm.size, _library(mpi)), file=sys.stderr)
+        raise SystemExit(FAILED)
+    try:
+        yield MpiWorld(comm)
+    except Exception as error:
+        if isinstance(error, Refusal) and error.shared:
+            raise
+        if isinstance(error, Refusal):
+            print(error, file=sys.stderr)
+        else:
+            traceback.print_exc()
+        print(f"rank {comm.rank} on {gethostname()} failed: the job ends on all {comm.size} ranks.", file=sys.stderr)
+        sys.stderr.flush()
+        comm.Abort(FAILED)
+        # Some launchers end this process only a moment later: nothing of it may go on until then.
+        os._exit(FAILED)
+
+
+def _library(mpi: Any) -> str:
+    told: str = mpi.Get_library_version()
+    return " ".join(told.split("\n", maxsplit=1)[0].strip("\0 ").split())[:60]
+
+
+def _load_mpi() -> Any:
+    try:
+        import mpi4py
+
+        # Only the main thread speaks.
+        mpi4py.rc.thread_level = "funneled"
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        first = str(error).split("\n", maxsplit=1)[0]
+        raise Refusal(
+            f"There is no MPI library for several ranks ({first}): load the site's MPI module, "
+            "or install one with `pip install 'hpcstress[mpich]'`."
+        ) from None
+    return MPI

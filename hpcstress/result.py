@@ -1,0 +1,239 @@
+"""The HDF5 file that explains itself years later: write it step by step, read it, refuse what is damaged.
+
+    /                  format_version, plan (TOML), facts (JSON), notes (JSON list of sentences), complete
+    /attempts/<column> one 1-D dataset per column of `record.RECORD`, gzip 1 + shuffle
+    /steps, /ranks, /health, /server, /audit   one 1-D dataset per column of `TABLES`
+
+Journals are what survives a crash; this file is written beside its name and renamed when it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from hpcstress.errors import Refusal
+from hpcstress.record import COLUMNS, FORMAT_VERSION, RECORD
+
+Rows = np.ndarray[Any, np.dtype[Any]]
+
+TABLES: dict[str, np.dtype[Any]] = {
+    # One row per step. Times are nanoseconds since the step's common start on rank 0's clock, -1 where nothing happened;
+    # `began` is the common start in seconds since 1970 (UTC), `runs_finished` counts runs of which every operation was
+    # acknowledged, `first_done` and `last_done` are the first and the last rank's end of its share (elbencho's columns).
+    "steps": np.dtype(
+        [
+            ("step", "<u2"),
+            ("repeat", "<u2"),
+            ("size", "<u4"),
+            ("began", "<f8"),
+            ("first_start", "<i8"),
+            ("first_done", "<i8"),
+            ("last_done", "<i8"),
+            ("attempts", "<u8"),
+            ("failed", "<u8"),
+            ("runs_finished", "<u4"),
+        ]
+    ),
+    # One row per rank. The offset is what has to be added to the rank's clock to read rank 0's, its error half the best
+    # round trip; drift is in parts per million, from a second measurement after the load (0 if there was none).
+    "ranks": np.dtype(
+        [
+            ("rank", "<u4"),
+            ("host", "S64"),
+            ("pid", "<u4"),
+            ("offset_ns", "<i8"),
+            ("error_ns", "<i8"),
+            ("drift_ppm", "<f8"),
+            ("import_seconds", "<f8"),
+            ("complete", "?"),
+        ]
+    ),
+    # One row per rank and step: what the generator itself felt. `lag` is how late the event loop woke up from 10 ms sleeps.
+    "health": np.dtype(
+        [
+            ("step", "<u2"),
+            ("rank", "<u4"),
+            ("cpu_seconds", "<f8"),
+            ("wall_seconds", "<f8"),
+            ("lag_p50_ns", "<i8"),
+            ("lag_p99_ns", "<i8"),
+            ("lag_max_ns", "<i8"),
+            ("max_rss", "<u8"),
+        ]
+    ),
+    # One row per second and part of a server that hpcstress started: `time` is seconds since 1970 (UTC), CPU is the sum of
+    # all its processes since their start, memory the sum of their resident bytes.
+    "server": np.dtype(
+        [("time", "<f8"), ("part", "S32"), ("processes", "<u4"), ("cpu_seconds", "<f8"), ("rss", "<u8")]
+    ),
+    # One row per audited step: runs read back; of these intact, missing something acknowledged, or holding something wrong;
+    # ghosts are runs that exist more than once, or that nobody asked for.
+    "audit": np.dtype(
+        [
+            ("step", "<u2"),
+            ("checked", "<u4"),
+            ("intact", "<u4"),
+            ("missing", "<u4"),
+            ("wrong", "<u4"),
+            ("ghosts", "<u4"),
+        ]
+    ),
+}
+
+_CHUNK = 65536
+
+
+class ResultWriter:
+    """Write one result file, rows as they come, beside its name until `finish`."""
+
+    def __init__(self, path: Path, plan_toml: str, facts: Mapping[str, object]) -> None:
+        import h5py
+
+        self.path = path
+        self._part = path.with_name(path.name + ".part")
+        self._file = h5py.File(self._part, "w", rdcc_nbytes=1 << 20)
+        self._file.attrs["format_version"] = FORMAT_VERSION
+        self._file.attrs["plan"] = plan_toml
+        self._file.attrs["facts"] = json.dumps(facts)
+        self._columns = [
+            self._file.create_dataset(
+                f"attempts/{name}",
+                shape=(0,),
+                maxshape=(None,),
+                chunks=(_CHUNK,),
+                dtype=RECORD[name],
+                compression="gzip",
+                compression_opts=1,
+                shuffle=True,
+            )
+            for name in COLUMNS
+        ]
+        self._length = 0
+        self._held: list[Rows] = []
+        self._held_length = 0
+
+    def append(self, rows: Rows) -> None:
+        """Add attempts. Whole chunks are compressed once; the rest is held until there is a chunk's worth."""
+        self._held.append(np.array(rows, dtype=RECORD))
+        self._held_length += len(rows)
+        if self._held_length >= _CHUNK:
+            whole = self._held_length - self._held_length % _CHUNK
+            held = np.concatenate(self._held)
+            self._store(held[:whole])
+            self._held = [held[whole:].copy()]
+            self._held_length = len(held) - whole
+
+    def _store(self, rows: Rows) -> None:
+        start, self._length = self._length, self._length + len(rows)
+        for name, column in zip(COLUMNS, self._columns, strict=True):
+            column.resize((self._length,))
+            column[start : self._length] = rows[name]
+
+    def finish(self, tables: Mapping[str, Rows], notes: Iterable[str], complete: bool) -> None:
+        """Write the tables and what is to be said, and give the file its name."""
+        if self._held_length:
+            self._store(np.concatenate(self._held))
+            self._held, self._held_length = [], 0
+        for table, dtype in TABLES.items():
+            rows = tables.get(table, np.zeros(0, dtype))
+            for name in dtype.names or ():
+                self._file.create_dataset(f"{table}/{name}", data=rows[name], dtype=dtype[name])
+        self._file.attrs["notes"] = json.dumps(list(notes))
+        self._file.attrs["complete"] = complete
+        self._file.close()
+        self._part.replace(self.path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # A file without its name is of no use to anybody: the journals still hold every row.
+        self._file.close()
+        self._part.unlink(missing_ok=True)
+
+
+class Result:
+    """Read one result file. `attempts(names)` reads only the columns asked for."""
+
+    def __init__(self, path: Path | str) -> None:
+        import h5py
+
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise Refusal(f"There is no result {self.path}: give the path of a result.h5 that hpcstress wrote.")
+        try:
+            self._file = h5py.File(self.path, "r")
+            version = int(self._file.attrs["format_version"])
+        except (OSError, KeyError) as error:
+            raise Refusal(
+                f"{self.path} is damaged or no hpcstress result ({_first_line(error)}): "
+                "make it anew from its journals with `hpcstress recover DIR`, if they are still there."
+            ) from None
+        if version > FORMAT_VERSION:
+            raise Refusal(
+                f"{self.path} has format {version}, this hpcstress reads up to {FORMAT_VERSION}: install a newer hpcstress."
+            )
+        try:
+            self.plan_toml = str(self._file.attrs["plan"])
+            self.facts: dict[str, Any] = json.loads(self._file.attrs["facts"])
+            self.notes: list[str] = json.loads(self._file.attrs["notes"])
+            self.complete = bool(self._file.attrs["complete"])
+            self.length = int(self._file["attempts/op"].shape[0])
+        except (OSError, KeyError, ValueError) as error:
+            raise Refusal(
+                f"{self.path} is damaged ({_first_line(error)}): make it anew with `hpcstress recover DIR`."
+            ) from None
+
+    def attempts(self, names: Iterable[str] = COLUMNS) -> dict[str, Rows]:
+        """Return columns of the attempts, each an array of `length`."""
+        return {name: self._read(f"attempts/{name}") for name in names}
+
+    def rows(self, names: Iterable[str]) -> Rows:
+        """Return columns of the attempts as one structured array."""
+        names = list(names)
+        rows = np.zeros(self.length, [(name, RECORD[name]) for name in names])
+        for name in names:
+            rows[name] = self._read(f"attempts/{name}")
+        return rows
+
+    def table(self, name: str) -> Rows:
+        """Return one of `TABLES` as a structured array."""
+        dtype = TABLES[name]
+        columns = {column: self._read(f"{name}/{column}") for column in dtype.names or ()}
+        rows = np.zeros(len(next(iter(columns.values()))), dtype)
+        for column, values in columns.items():
+            rows[column] = values
+        return rows
+
+    def _read(self, dataset: str) -> Rows:
+        try:
+            values: Rows = self._file[dataset][()]
+        except (OSError, KeyError) as error:
+            raise Refusal(
+                f"{self.path} is damaged at /{dataset} ({_first_line(error)}): make it anew with `hpcstress recover DIR`."
+            ) from None
+        return values
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().strip("'\"").split("\n")[0][:200]

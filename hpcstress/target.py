@@ -1,0 +1,346 @@
+"""Where the server is and how to sign in: addresses, credentials, TLS, proxies, workspace. The only home of secrets."""
+
+from __future__ import annotations
+
+import base64
+import configparser
+import os
+import re
+import ssl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import NoReturn
+from urllib.parse import unquote, urlsplit
+
+from hpcstress import __version__
+from hpcstress.errors import Refusal, UsageRefusal
+from hpcstress.quantity import read_uri
+
+_ADDRESSES = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_URL")
+_USERNAME = "MLFLOW_TRACKING_USERNAME"
+_PASSWORD = "MLFLOW_TRACKING_PASSWORD"  # noqa: S105 (a variable's name)
+_TOKEN = "MLFLOW_TRACKING_TOKEN"  # noqa: S105
+_INSECURE = "MLFLOW_TRACKING_INSECURE_TLS"
+_SERVER_CERT = "MLFLOW_TRACKING_SERVER_CERT_PATH"
+_CLIENT_CERT = "MLFLOW_TRACKING_CLIENT_CERT_PATH"
+# MLflow's own before those of requests, before OpenSSL's.
+_CA_BUNDLES = (_SERVER_CERT, "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+
+_WEB_PORTS = {"http": 80, "https": 443}
+_PROXY_PORTS = {"http": 80, "socks4": 1080, "socks4a": 1080, "socks5": 1080, "socks5h": 1080}
+_LONGEST_NAME = 253  # of DNS; SOCKS has one byte for a length, too
+_LONGEST_SOCKS_SECRET = 255
+
+_VISIBLE = re.compile(r"[!-~]+")
+_PRINTABLE = re.compile(r"[ -~]*")
+_WITHOUT_CONTROLS = re.compile(r"[^\x00-\x1f\x7f]*")
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """Hold the way out of a closed network. The scheme is http, socks4, socks4a, socks5 or socks5h."""
+
+    scheme: str
+    host: str
+    port: int
+    username: str | None = field(default=None, repr=False)
+    password: str | None = field(default=None, repr=False)
+
+    @property
+    def resolves_names(self) -> bool:
+        """Tell whether the proxy looks up the server's name; otherwise the client does."""
+        return self.scheme not in ("socks4", "socks5")
+
+    @property
+    def authorization(self) -> str | None:
+        """Return the value of the Proxy-Authorization header."""
+        return _basic(self.username, self.password) if self.username and self.password is not None else None
+
+    def __reduce__(self) -> NoReturn:
+        _refuse_to_travel()
+
+
+@dataclass(frozen=True)
+class Target:
+    """Hold everything that a rank needs to reach the server. Secrets stay out of its repr, and it cannot be pickled."""
+
+    uri: str
+    host: str
+    port: int
+    tls: bool
+    base_path: str
+    authorization: str | None = field(default=None, repr=False)
+    ca_file: Path | None = None
+    ca_variable: str | None = None
+    client_certificate: Path | None = None
+    insecure: bool = False
+    workspace: str | None = None
+    proxy: Proxy | None = None
+    experiment_id: str | None = None
+
+    def __reduce__(self) -> NoReturn:
+        _refuse_to_travel()
+
+    @property
+    def relayed(self) -> bool:
+        """Tell whether an HTTP proxy reads and passes on every request, as it does for http:// targets."""
+        return self.proxy is not None and self.proxy.scheme == "http" and not self.tls
+
+    def head(self, method: str, path: str) -> bytes:
+        """Return the request line and the lines that every request has, without Content-Length and the empty line."""
+        if not _VISIBLE.fullmatch(path):
+            raise ValueError(f"{path!r} cannot stand in a request line")
+        authority = _authority(self.host, self.port, "https" if self.tls else "http")
+        origin = f"http://{authority}" if self.relayed else ""
+        lines = [
+            f"{method} {origin}{self.base_path}{path} HTTP/1.1",
+            f"Host: {authority}",
+            f"User-Agent: hpcstress/{__version__}",
+            "Accept: */*",
+        ]
+        if self.authorization is not None:
+            lines.append(f"Authorization: {self.authorization}")
+        if self.workspace is not None:
+            lines.append(f"X-MLFLOW-WORKSPACE: {self.workspace}")
+        if self.relayed:
+            lines += self._proxy_lines()
+        return _encoded(lines)
+
+    def tunnel_request(self) -> bytes:
+        """Return the request that asks an HTTP proxy for a tunnel to the server."""
+        name = f"{_bracketed(self.host)}:{self.port}"
+        lines = [f"CONNECT {name} HTTP/1.1", f"Host: {name}", f"User-Agent: hpcstress/{__version__}"]
+        return _encoded([*lines, *self._proxy_lines(), ""])
+
+    def _proxy_lines(self) -> list[str]:
+        authorization = self.proxy.authorization if self.proxy is not None else None
+        return [] if authorization is None else [f"Proxy-Authorization: {authorization}"]
+
+    def ssl_context(self) -> ssl.SSLContext | None:
+        """Return how to speak TLS with the server, None for http://; refuse files that cannot be loaded.
+
+        Building it reads the certificate authorities: once per rank, not once per connection.
+        """
+        if not self.tls:
+            return None
+        if self.insecure:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        elif self.ca_file is None:
+            context = ssl.create_default_context()
+        else:
+            file, folder = (None, self.ca_file) if self.ca_file.is_dir() else (self.ca_file, None)
+            with _loading(self.ca_variable, self.ca_file, "the certificates of authorities"):
+                context = ssl.create_default_context(cafile=file, capath=folder)
+        if self.client_certificate is not None:
+            with _loading(_CLIENT_CERT, self.client_certificate, "a certificate and its key without a password"):
+                # An empty password fails; without one OpenSSL would ask for it on the terminal and wait.
+                context.load_cert_chain(self.client_certificate, password="")
+        return context
+
+
+def from_environment(uri: str, environment: Mapping[str, str]) -> Target:
+    """Return the target at an address, "" for the address in the environment, with the sign-in that MLflow would use.
+
+    Precedence is the stock client's: MLflow's for credentials (user name and password before the token), that of
+    requests for certificate authorities and proxies. Raises a Refusal that names the variable, and quotes no secret.
+    """
+    uri = _address(uri, environment)
+    parts = urlsplit(uri)
+    host = parts.hostname or ""
+    port = _WEB_PORTS[parts.scheme] if parts.port is None else parts.port
+    insecure = _switch(environment, _INSECURE)
+    if insecure and environment.get(_SERVER_CERT):
+        raise UsageRefusal(f"{_INSECURE} and {_SERVER_CERT} are both set: unset one, they contradict each other.")
+    for name in ("MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4"):
+        if environment.get(name, "").lower() not in ("", "0", "false"):
+            raise UsageRefusal(f"{name} is set, and hpcstress cannot sign in that way: unset it and use {_TOKEN}.")
+    ca_variable = None if insecure else next((name for name in _CA_BUNDLES if environment.get(name)), None)
+    client_certificate = environment.get(_CLIENT_CERT)
+    return Target(
+        uri=f"{parts.scheme}://{_authority(host, port, parts.scheme)}{parts.path}",
+        host=host,
+        port=port,
+        tls=parts.scheme == "https",
+        base_path=parts.path,
+        authorization=_authorization(environment),
+        ca_file=Path(environment[ca_variable]) if ca_variable else None,
+        ca_variable=ca_variable,
+        client_certificate=Path(client_certificate) if client_certificate else None,
+        insecure=insecure,
+        workspace=_header_value("MLFLOW_WORKSPACE", environment.get("MLFLOW_WORKSPACE", "").strip()),
+        proxy=_proxy(parts.scheme, host, parts.port, environment),
+        experiment_id=_header_value("MLFLOW_EXPERIMENT_ID", environment.get("MLFLOW_EXPERIMENT_ID", "").strip()),
+    )
+
+
+def _address(uri: str, environment: Mapping[str, str]) -> str:
+    candidates = {"--uri": uri} | {name: environment.get(name, "") for name in _ADDRESSES}
+    source = next((name for name, value in candidates.items() if value.strip()), None)
+    if source is None:
+        raise Refusal(f"There is no tracking server to talk to: set {_ADDRESSES[0]}, or give --uri.")
+    try:
+        uri = read_uri(candidates[source])
+    except UsageRefusal as refusal:
+        raise UsageRefusal(f"{source}: {refusal}") from None
+    if not _VISIBLE.fullmatch(uri):
+        raise UsageRefusal(
+            f"{source}: {uri!r} holds blanks, control characters or letters outside ASCII: "
+            "write them percent-encoded in the path, and in the xn-- form in the host."
+        )
+    if not _nameable(urlsplit(uri).hostname or ""):
+        raise UsageRefusal(f"{source}: the host of {uri!r} cannot be a name: its parts have 1 to 63 letters.")
+    return uri
+
+
+def _nameable(host: str) -> bool:
+    try:
+        return 0 < len(host.encode("idna")) <= _LONGEST_NAME
+    except UnicodeError:
+        return False
+
+
+def _authorization(environment: Mapping[str, str]) -> str | None:
+    username, password = environment.get(_USERNAME), environment.get(_PASSWORD)
+    source = f"{_USERNAME} or {_PASSWORD}"
+    if not (username and password):
+        saved = _saved_credentials(environment)
+        username, password = username or saved[0], password or saved[1]
+        source += " (here or in ~/.mlflow/credentials)"
+    token = environment.get(_TOKEN)
+    if username and password:
+        if not _WITHOUT_CONTROLS.fullmatch(username + password):
+            raise UsageRefusal(f"{source} holds a control character: is there a line break at its end?")
+        return _basic(username, password)
+    return f"Bearer {_header_value(_TOKEN, token)}" if token else None
+
+
+def _saved_credentials(environment: Mapping[str, str]) -> tuple[str | None, str | None]:
+    home = environment.get("HOME") or os.path.expanduser("~")  # noqa: PTH111 (Path.home would raise without a home)
+    path = Path(home, ".mlflow", "credentials")
+    parser = configparser.ConfigParser()
+    try:
+        parser.read(path, encoding="utf-8")
+        if "mlflow" not in parser:
+            return None, None
+        return parser["mlflow"].get(_USERNAME.lower()), parser["mlflow"].get(_PASSWORD.lower())
+    except (configparser.Error, UnicodeDecodeError):
+        # What these errors say would quote the file.
+        raise UsageRefusal(
+            f"{path} cannot be read: give it a [mlflow] section with {_USERNAME.lower()} and {_PASSWORD.lower()}, "
+            "and write %% for a % in them."
+        ) from None
+
+
+def _switch(environment: Mapping[str, str], name: str) -> bool:
+    value = environment.get(name, "").lower()
+    if value not in ("", "0", "1", "false", "true"):
+        raise UsageRefusal(f"{name} is {value!r}: write true or false.")
+    return value in ("1", "true")
+
+
+def _header_value(name: str, value: str) -> str | None:
+    if not _PRINTABLE.fullmatch(value):
+        raise UsageRefusal(
+            f"{name} holds control characters or letters outside ASCII: is there a line break at its end?"
+        )
+    return value or None
+
+
+def _proxy(scheme: str, host: str, port: int | None, environment: Mapping[str, str]) -> Proxy | None:
+    if _bypassed(host, port, environment.get("no_proxy") or environment.get("NO_PROXY") or ""):
+        return None
+    for kind in (scheme, "all"):
+        # An empty variable in lower case switches the one in upper case off.
+        lower = f"{kind}_proxy"
+        name = lower if lower in environment else lower.upper()
+        if environment.get(name):
+            return _read_proxy(name, environment[name])
+    return None
+
+
+def _bypassed(host: str, port: int | None, no_proxy: str) -> bool:
+    """Tell whether NO_PROXY names a host, as requests reads it: domains, with a port or without, and IPv4 networks."""
+    if no_proxy == "*":
+        return True
+    entries = [entry.strip().lower() for entry in no_proxy.split(",") if entry.strip()]
+    try:
+        address = IPv4Address(host)
+    except ValueError:
+        names = [f".{host}"] if port is None else [f".{host}", f".{host}:{port}"]
+        return any(name.endswith(f".{entry.lstrip('.')}") for name in names for entry in entries)
+    return any(_contains(entry, address) or f".{host}".endswith(f".{entry.lstrip('.')}") for entry in entries)
+
+
+def _contains(entry: str, address: IPv4Address) -> bool:
+    network, slash, length = entry.partition("/")
+    try:
+        # A network of length 0 is none to requests.
+        return bool(slash) and int(length) > 0 and address in IPv4Network(f"{network}/{length}", strict=False)
+    except ValueError:
+        return False
+
+
+def _read_proxy(name: str, value: str) -> Proxy:
+    # The value may hold a password anywhere, even where a parser sees none: no sentence quotes it.
+    refusal = UsageRefusal(
+        f"{name} holds no proxy that hpcstress can use: write http://host:port or socks5h://host:port "
+        "(socks5, socks4a and socks4 work, too), and in its password %2F, %3A and %40 for the characters / : and @."
+    )
+    try:
+        parts = urlsplit(value if "://" in value else f"http://{value}")
+        port = _PROXY_PORTS.get(parts.scheme, 0) if parts.port is None else parts.port
+    except ValueError:
+        raise refusal from None
+    host = parts.hostname or ""
+    if parts.scheme not in _PROXY_PORTS or not _VISIBLE.fullmatch(host) or not _nameable(host) or port == 0:
+        raise refusal
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise refusal
+    if parts.username is None or parts.password is None:
+        return Proxy(parts.scheme, host, port)
+    username, password = unquote(parts.username), unquote(parts.password)
+    if not _WITHOUT_CONTROLS.fullmatch(username + password):
+        raise UsageRefusal(f"The user name or password in {name} holds a control character: write it again.")
+    if parts.scheme != "http" and not _fits_socks(username, password):
+        raise UsageRefusal(f"The user name or password in {name} is too long for SOCKS or not ASCII: use another.")
+    return Proxy(parts.scheme, host, port, username, password)
+
+
+def _fits_socks(username: str, password: str) -> bool:
+    return (username + password).isascii() and max(len(username), len(password)) <= _LONGEST_SOCKS_SECRET
+
+
+def _basic(username: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode("ascii")
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _authority(host: str, port: int, scheme: str) -> str:
+    return _bracketed(host) if port == _WEB_PORTS[scheme] else f"{_bracketed(host)}:{port}"
+
+
+def _encoded(lines: list[str]) -> bytes:
+    return "".join(f"{line}\r\n" for line in lines).encode("ascii")
+
+
+@contextmanager
+def _loading(variable: str | None, path: Path, content: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = "it holds something else" if isinstance(error, ssl.SSLError) else error.strerror
+        raise Refusal(
+            f"{variable} names {path}, which cannot be used ({reason}): give a PEM file with {content}."
+        ) from None
+
+
+def _refuse_to_travel() -> NoReturn:
+    raise TypeError("a target holds secrets and stays in its process: build it from the environment where it is needed")
