@@ -1,6 +1,6 @@
 """Read the server back and compare it with what was acknowledged.
 
-What a run has left on the server follows from its workload: playing the workload against `Replay`, which stops where the
+What a run has left on the server follows from its workload: playing it against `Replay`, which stops where the
 acknowledgements stopped, gives the state that has to be there. So every workload has its audit, and nobody keeps books.
 """
 
@@ -48,7 +48,7 @@ class State:
 
 
 class Replay(Client):
-    """Play a run on paper: `certain` is what its acknowledged requests left, `possible` what the next one may have left."""
+    """Play a run on paper: `certain` is what acknowledged requests left, `possible` what the next one may have left."""
 
     __slots__ = ("_left", "certain", "possible")
 
@@ -90,7 +90,7 @@ async def replay(play: Play, run: Run, acknowledged: int) -> Replay:
 
 
 def acknowledged_requests(rows: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, np.dtype[np.uint32]]:
-    """Count for each run of a step its acknowledged requests. A run ends with its first failure, so they are its first ones."""
+    """Count the acknowledged requests of each run; its first failure ends a run, so they are its first requests."""
     good = (rows["outcome"] == Outcome.ok) & (rows["op"] != Operation.connect)
     return np.bincount(rows["run"][good], minlength=size).astype(np.uint32)
 
@@ -104,7 +104,7 @@ class Finding(NamedTuple):
 
 @dataclass
 class Report:
-    """Count what an audit found. A run that lacks something acknowledged is missing, one that holds something else wrong."""
+    """Count what an audit found: a run that lacks something is missing, one that holds something else is wrong."""
 
     checked: int = 0
     intact: int = 0
@@ -291,7 +291,7 @@ class Auditor:
 
 
 def audit_result(world: World, path: Path, environment: Mapping[str, str], say: Callable[[str], None]) -> bool:
-    """Audit every step of a result's job once more; tell what was found on rank 0, and everybody whether all is there."""
+    """Audit every step of a result once more; rank 0 tells what was found, everybody returns whether all is there."""
     with Result(path) as result:
         facts, plan = result.facts, from_toml(result.plan_toml)
         if "experiment_id" not in facts:

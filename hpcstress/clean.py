@@ -37,6 +37,8 @@ async def clean(api: Api, facts: dict[str, Any], say: Callable[[str], None]) -> 
                 say(f"{runs} of {len(listed)} runs deleted")
         empty = not [run async for run in api.search_runs(experiment_id, "")]
         if facts.get("experiment_created") and empty:
+            # MLflow keeps the name of a deleted experiment taken: the next job could not create it again.
+            await api.post("experiments/update", {"experiment_id": experiment_id, "new_name": f"hpcstress-{session}"})
             await api.post("experiments/delete", {"experiment_id": experiment_id})
             return Cleaned(runs, artifacts, True)
     except Failed as failure:

@@ -27,7 +27,7 @@ app = App(
     help="""Find out how many parallel runs an MLflow tracking server takes, at which latency, and what breaks first.
 
     `hpcstress` alone starts a server on this machine and climbs a small ladder of runs against it.
-    `mpirun -n 4 python -m hpcstress --uri https://mlflow.example --runs 10,100,1000` does so from 4 ranks against yours;
+    `mpirun -n 4 python -m hpcstress --uri https://mlflow.example --runs 10,100,1000` takes 4 ranks and your server;
     sign in with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN.
 
     Exit codes: 0 fine; 1 the tool failed and says what to do; 2 wrong usage; 3 incomplete, or the audit found losses.
@@ -74,7 +74,7 @@ Output = Annotated[
 def _resolve(name: str | None, options: dict[str, str | None]) -> Plan:
     from hpcstress.workloads import MODULES, load
 
-    plan = Plan() if name is None else named(name, [*MODULES])
+    plan = Plan() if name is None else named(name, [*MODULES], [word for word in app if not word.startswith("-")])
     plan = plan.with_options({option: value for option, value in options.items() if value is not None})
     load(plan.workload)
     return plan
@@ -125,12 +125,12 @@ def _conclude(result: Path) -> None:
 
 def _show_plan(plan: Plan) -> int:
     from hpcstress.estimate import estimate
-    from hpcstress.quantity import format_size
+    from hpcstress.quantity import about_size
 
     told = estimate(plan)
     print(plan.to_toml())
     print(
-        f"# {len(plan.steps)} steps, {told.runs} runs, {told.requests} requests, {format_size(told.body_bytes)} of bodies"
+        f"# {len(plan.steps)} steps, {told.runs} runs, {told.requests} requests, {about_size(told.body_bytes)} in bodies"
     )
     for operation, count in told.requests_per_run.items():
         print(f"#   {count} x {operation} in each run")
@@ -218,18 +218,9 @@ def _print_findings(findings: list[Any], world: World, target: Target | None) ->
     from rich.table import Table
 
     table = Table(title=f"{world.size} ranks, MPI: {world.library}" + (f", server {target.uri}" if target else ""))
-    for heading in (
-        "rank",
-        "host",
-        "server",
-        "round trip",
-        "open files",
-        "clock offset",
-        "± error",
-        "imports",
-        "trouble",
-    ):
-        table.add_column(heading, justify="left" if heading in ("host", "server", "trouble") else "right")
+    left = ("host", "server", "trouble")
+    for heading in ("rank", "host", "server", "round trip", "open files", "clock offset, µs", "start-up", "trouble"):
+        table.add_column(heading, justify="left" if heading in left else "right", no_wrap=True)
     for finding in findings:
         table.add_row(
             str(finding.rank),
@@ -237,12 +228,13 @@ def _print_findings(findings: list[Any], world: World, target: Target | None) ->
             finding.server or "-",
             f"{finding.round_trip * 1e3:.1f} ms" if target else "-",
             str(finding.open_files),
-            f"{finding.clock_offset_ns / 1e3:.1f} µs",
-            f"{finding.clock_error_ns / 1e3:.1f} µs",
+            f"{finding.clock_offset_ns / 1e3:.1f} ± {finding.clock_error_ns / 1e3:.1f}",
             f"{finding.import_seconds:.2f} s",
             finding.trouble or "none",
         )
-    Console().print(table)
+    console = Console()
+    # What is piped through a launcher has no width of its own: a table that wraps is hard to read and to search.
+    Console(width=console.width if console.is_terminal else 160).print(table)
 
 
 @app.command

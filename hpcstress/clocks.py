@@ -26,6 +26,19 @@ class Offset(NamedTuple):
     at: int
 
 
+_FEW, _MANY = 50, 2000
+_FAST_NS = 20_000
+_PATIENCE_NS = 300_000_000
+
+
+def enough(pings: Sequence[Ping]) -> bool:
+    """Tell whether to stop asking: one round trip was fast, or there is little hope of it on a busy machine."""
+    if len(pings) < _FEW:
+        return False
+    fastest = min(ping.received - ping.sent for ping in pings[-_FEW:])
+    return fastest <= _FAST_NS or len(pings) >= _MANY or pings[-1].received - pings[0].sent > _PATIENCE_NS
+
+
 def offset_of(pings: Sequence[Ping]) -> Offset:
     """Return the offset by the round trip that was fastest: it had the least room for asymmetry.
 

@@ -54,10 +54,10 @@ class _Paper(Client):
 
 
 def estimate(plan: Plan) -> Estimate:
-    """Return what a plan sends if nothing fails; bodies differ by a few bytes from run to run."""
+    """Return what a plan sends if nothing fails, warm-up included; bodies differ by a few bytes from run to run."""
     paper = _Paper()
     asyncio.run(_play(plan, paper))
-    runs = sum(plan.steps)
+    runs = plan.warmup + sum(plan.steps)
     per_run = paper.requests.total()
     return Estimate(
         runs=runs,

@@ -37,7 +37,7 @@ from hpcstress.prepare import Setup, prepare
 from hpcstress.progress import Beat, Progress
 from hpcstress.ranks import World
 from hpcstress.result import TABLES, ResultWriter
-from hpcstress.schedule import Step, owned, steps
+from hpcstress.schedule import WARMUP, Step, owned, steps, warmup
 from hpcstress.summary import StepSummary
 from hpcstress.target import Target, from_environment
 from hpcstress.worker import Clients, Health, Tally, Worker
@@ -216,6 +216,8 @@ class Job:
 
     def climb(self) -> None:
         """Play every step; between two of them gather the rows, read the server back, and let it come to rest."""
+        if self._plan.warmup:
+            self._play(warmup(self._plan))
         for step in steps(self._plan):
             if step.number and not self._may_go_on(step):
                 return
@@ -269,13 +271,14 @@ class Job:
         return True
 
     def _play(self, step: Step) -> tuple[float, list[tuple[Health, Tally]]]:
-        """Start together with all ranks, play, and wait for the others; return the start (UTC) and what ranks report."""
+        """Start together with all ranks, play, wait for the others; return the start (UTC) and what the ranks report."""
         world = self._world
         start = began = None
         if self._books is not None:
             start = monotonic_ns() + _LEAD_NS + _LEAD_PER_RANK_NS * world.size
             began = time.time() + (start - monotonic_ns()) / 1e9
-            self._books.folder.note("step", number=step.number, repeat=step.repeat, size=step.size, began=began)
+            if step.number != WARMUP:
+                self._books.folder.note("step", number=step.number, repeat=step.repeat, size=step.size, began=began)
             self._progress.begin(step, len(self._plan.steps))
         start, began = world.tell(None if start is None or began is None else (start, began))
         origin = start - self._offset_ns

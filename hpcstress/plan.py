@@ -1,4 +1,4 @@
-"""Every option of a run, declared once: TOML, JSON, the command line, the help and the README's table derive from it."""
+"""Every option of a run, declared once: TOML, JSON, command line, help and the README's table derive from it."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ class Plan:
         (10, 30, 100), quantity.LADDER, "Load", "The ladder: how many runs start at once, step by step."
     )
     repeats: int = _option(2, quantity.POSITIVE, "Load", "How often the whole ladder is climbed.")
+    warmup: int = _option(
+        20, quantity.COUNT, "Load", "Runs before the first step that wake the server up; they are in no figure."
+    )
     params: int = _option(50, quantity.COUNT, "Load", "Parameters of each run.")
     metrics: int = _option(10, quantity.COUNT, "Load", "Metrics of each run.")
     artifacts: int = _option(1, quantity.COUNT, "Load", "Artifacts of each run.")
@@ -144,8 +147,11 @@ def shipped() -> dict[str, str]:
     }
 
 
-def named(name: str, workloads: list[str]) -> Plan:
-    """Find a plan by the name of a shipped plan, the name of a workload, or the path of a TOML file."""
+def named(name: str, workloads: list[str], also: list[str]) -> Plan:
+    """Find a plan by the name of a shipped plan, the name of a workload, or the path of a TOML file.
+
+    A name that is none of these is refused; near names are offered, of `also`, too.
+    """
     if name.endswith(".toml"):
         try:
             return from_toml(Path(name).read_text("utf-8"), source=name)
@@ -156,7 +162,7 @@ def named(name: str, workloads: list[str]) -> Plan:
         return from_toml(plans[name], source=f"the shipped plan {name}")
     if name in workloads:
         return Plan(workload=name)
-    raise UsageRefusal(f"{name!r} is no plan, workload or .toml file. {nearest(name, [*plans, *workloads])}")
+    raise UsageRefusal(f"{name!r} is no plan, workload or .toml file. {nearest(name, [*plans, *workloads, *also])}")
 
 
 def options_table() -> str:

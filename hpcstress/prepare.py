@@ -1,4 +1,4 @@
-"""What rank 0 prepares before load: the output folder, the server and the way to it, the experiment, the facts of the day."""
+"""What rank 0 prepares before load: output folder, server and the way to it, experiment, the facts of the day."""
 
 from __future__ import annotations
 

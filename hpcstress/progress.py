@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from hpcstress.schedule import Step
+from hpcstress.schedule import WARMUP, Step
 
 _LINE_SECONDS = 2.0
 _BAR = 24
@@ -86,7 +86,5 @@ def line(step: Step, of: int, beats: Sequence[Beat], seconds: float) -> str:
     filled = _BAR * (finished + failed) // max(1, step.size)
     bar = "█" * filled + "·" * (_BAR - filled)
     trouble = f", {failed} failed" if failed else ""
-    return (
-        f"step {step.number + 1}/{of}  {bar}  {finished}/{step.size} runs finished{trouble}, "
-        f"{attempts} requests, {seconds:.1f} s"
-    )
+    name = "warm-up" if step.number == WARMUP else f"step {step.number + 1}/{of}"
+    return f"{name}  {bar}  {finished}/{step.size} runs finished{trouble}, {attempts} requests, {seconds:.1f} s"

@@ -57,12 +57,22 @@ def format_size(size: int) -> str:
     return f"{size}B"
 
 
-def _number_and_unit(value: object, units: dict[str, Any], what: str) -> float:
+def about_size(size: int) -> str:
+    """Write a number of bytes for people: three digits are enough."""
+    number, unit = float(size), "B"
+    for larger in ("kB", "MB", "GB", "TB", "PB"):
+        if number < 1000:
+            break
+        number, unit = number / 1000, larger
+    return f"{number:.3g} {unit}"
+
+
+def _number_and_unit(value: object, units: dict[str, Any], what: str, such_as: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise UsageRefusal(f"{value!r} is not a {what}.")
+        raise UsageRefusal(f"{value!r} is not a {what} such as {such_as}.")
     match = _NUMBER_AND_UNIT.fullmatch(str(value))
     if match is None or match[2].lower() not in units:
-        raise UsageRefusal(f"{value!r} is not a {what}: write a number and one of {', '.join(filter(None, units))}.")
+        raise UsageRefusal(f"{value!r} is not a {what} such as {such_as}.")
     number: float = float(match[1].replace("_", "")) * units[match[2].lower()]
     if not math.isfinite(number):
         raise UsageRefusal(f"{value!r} is not a {what}: it has to be finite.")
@@ -74,7 +84,7 @@ def read_size(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         size = value
     else:
-        size = round(_number_and_unit(value, _SIZES_FOLDED, "size"))
+        size = round(_number_and_unit(value, _SIZES_FOLDED, "size", "10kB, 100MB or 1GiB"))
     if size < 1:
         raise UsageRefusal(f"A size of {value} is not possible: give at least 1B.")
     return size
@@ -82,7 +92,7 @@ def read_size(value: object) -> int:
 
 def read_seconds(value: object) -> float:
     """Read a duration in seconds, such as `120`, `500ms` or `2m`."""
-    return _number_and_unit(value, _TIMES, "duration")
+    return _number_and_unit(value, _TIMES, "duration", "500ms, 30s or 2m")
 
 
 def write_seconds(value: float) -> Scalar:

@@ -19,14 +19,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from hpcstress.clocks import NO_OFFSET, Offset, Ping, offset_of
+from hpcstress.clocks import NO_OFFSET, Offset, Ping, enough, offset_of
 from hpcstress.errors import FAILED, Refusal
 from hpcstress.launcher import promised_rank, promised_size, wrong_size
 from hpcstress.record import RECORD
 
 T = TypeVar("T")
 
-_PINGS = 50
 _SENDERS_AT_ONCE = 4
 _QUESTIONS = 32
 
@@ -176,18 +175,18 @@ class MpiWorld(World):
             for rank in range(1, self.size):
                 self._send(None, rank, Tag.clock)
                 self._receive(rank, Tag.clock)
-                for _ in range(_PINGS):
-                    self._comm.recv(source=rank, tag=Tag.clock)
+                while self._comm.recv(source=rank, tag=Tag.clock):
                     self._comm.send(monotonic_ns(), rank, Tag.clock)
             return NO_OFFSET._replace(at=monotonic_ns())
         self._receive(0, Tag.clock)
         self._send(None, 0, Tag.clock)
-        pings = []
-        for _ in range(_PINGS):
+        pings: list[Ping] = []
+        while not enough(pings):
             sent = monotonic_ns()
-            self._comm.send(None, 0, Tag.clock)
+            self._comm.send(True, 0, Tag.clock)
             remote = self._comm.recv(source=0, tag=Tag.clock)
             pings.append(Ping(sent, remote, monotonic_ns()))
+        self._send(False, 0, Tag.clock)
         return offset_of(pings)
 
     def gather_rows(self, rows: Iterable[np.ndarray[Any, Any]], store: Callable[[np.ndarray[Any, Any]], None]) -> None:
@@ -250,7 +249,7 @@ def _poll(ask: Callable[[], T], done: Callable[[T], object]) -> T:
 
 
 def _ask(ask: Callable[[], T], done: Callable[[T], object]) -> T:
-    """Ask a few times in a row: at each question MPI looks at one message, and others may stand before the one meant."""
+    """Ask a few times in a row: at each question MPI looks at one message, and others may stand before ours."""
     for _ in range(_QUESTIONS):
         if done(answer := ask()):
             break
@@ -263,7 +262,7 @@ def _is_there(message: object) -> bool:
 
 @contextmanager
 def world(environment: Mapping[str, str] | None = None) -> Iterator[World]:
-    """Join the other ranks. An exception that leaves the block ends the job on every rank, at once, with its traceback."""
+    """Join the other ranks. An exception that leaves the block ends the job on every rank at once, with its traceback."""
     environment = os.environ if environment is None else environment
     promised = promised_size(environment)
     if promised is None:

@@ -10,7 +10,7 @@ from hpcstress.errors import Refusal
 from hpcstress.folder import RunFolder
 from hpcstress.journal import JournalFile
 from hpcstress.result import TABLES, ResultWriter
-from hpcstress.schedule import Step
+from hpcstress.schedule import WARMUP, Step
 from hpcstress.summary import StepSummary
 
 
@@ -39,7 +39,8 @@ def recover(folder: RunFolder) -> list[str]:
             except Refusal as refusal:
                 notes.append(str(refusal))
                 continue
-            for rows in journal.rows():
+            for piece in journal.rows():
+                rows = piece[piece["step"] != WARMUP]
                 writer.append(rows)
                 for number in np.unique(rows["step"]).tolist():
                     summary = summaries.setdefault(number, StepSummary(Step(number, 0, 0), 0.0))

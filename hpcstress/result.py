@@ -23,9 +23,9 @@ from hpcstress.record import COLUMNS, FORMAT_VERSION, RECORD
 Rows = np.ndarray[Any, np.dtype[Any]]
 
 TABLES: dict[str, np.dtype[Any]] = {
-    # One row per step. Times are nanoseconds since the step's common start on rank 0's clock, -1 where nothing happened;
-    # `began` is the common start in seconds since 1970 (UTC), `runs_finished` counts runs of which every operation was
-    # acknowledged, `first_done` and `last_done` are the first and the last rank's end of its share (elbencho's columns).
+    # One row per step. Times are nanoseconds since the step's common start on rank 0's clock, -1 where nothing
+    # happened; `began` is the common start in seconds since 1970 (UTC), `runs_finished` counts runs of which every
+    # operation was acknowledged, `first_done` and `last_done` are the first and the last rank's end of its share.
     "steps": np.dtype(
         [
             ("step", "<u2"),
@@ -54,7 +54,7 @@ TABLES: dict[str, np.dtype[Any]] = {
             ("complete", "?"),
         ]
     ),
-    # One row per rank and step: what the generator itself felt. `lag` is how late the event loop woke up from 10 ms sleeps.
+    # One row per rank and step: what the generator felt. `lag` is how late the event loop woke up from 10 ms sleeps.
     "health": np.dtype(
         [
             ("step", "<u2"),
@@ -67,13 +67,13 @@ TABLES: dict[str, np.dtype[Any]] = {
             ("max_rss", "<u8"),
         ]
     ),
-    # One row per second and part of a server that hpcstress started: `time` is seconds since 1970 (UTC), CPU is the sum of
-    # all its processes since their start, memory the sum of their resident bytes.
+    # One row per second and part of a server that hpcstress started: `time` is seconds since 1970 (UTC), CPU is the
+    # sum of all its processes since their start, memory the sum of their resident bytes.
     "server": np.dtype(
         [("time", "<f8"), ("part", "S32"), ("processes", "<u4"), ("cpu_seconds", "<f8"), ("rss", "<u8")]
     ),
-    # One row per audited step: runs read back; of these intact, missing something acknowledged, or holding something wrong;
-    # ghosts are runs that exist more than once, or that nobody asked for.
+    # One row per audited step: runs read back; of these intact, missing something acknowledged, or holding something
+    # wrong; ghosts are runs that exist more than once, or that nobody asked for.
     "audit": np.dtype(
         [
             ("step", "<u2"),
@@ -179,7 +179,7 @@ class Result:
             ) from None
         if version > FORMAT_VERSION:
             raise Refusal(
-                f"{self.path} has format {version}, this hpcstress reads up to {FORMAT_VERSION}: install a newer hpcstress."
+                f"{self.path} has format {version}, this hpcstress reads up to {FORMAT_VERSION}: install a newer one."
             )
         try:
             self.plan_toml = str(self._file.attrs["plan"])
@@ -218,7 +218,7 @@ class Result:
             values: Rows = self._file[dataset][()]
         except (OSError, KeyError) as error:
             raise Refusal(
-                f"{self.path} is damaged at /{dataset} ({_first_line(error)}): make it anew with `hpcstress recover DIR`."
+                f"{self.path} is damaged at /{dataset} ({_first_line(error)}): try `hpcstress recover DIR`."
             ) from None
         return values
 

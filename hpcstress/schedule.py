@@ -15,6 +15,15 @@ class Step(NamedTuple):
     size: int
 
 
+# Runs that wake the server up carry this step's number: they are journaled, and in no result.
+WARMUP = 0xFFFF
+
+
+def warmup(plan: Plan) -> Step:
+    """Return what is played before the ladder."""
+    return Step(WARMUP, 0, plan.warmup)
+
+
 def steps(plan: Plan) -> list[Step]:
     """Return the steps in the order in which they are played: the whole ladder, then the whole ladder again."""
     rungs = len(plan.runs)

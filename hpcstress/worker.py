@@ -104,7 +104,7 @@ class Worker:
     ) -> Health:
         """Play runs of a step whose common start is the local monotonic nanosecond `origin`.
 
-        `pulse` is called ten times a second; when it returns True, the runs in flight are interrupted and recorded as such.
+        `pulse` is called ten times a second; when it returns True, the runs in flight are interrupted and recorded so.
         """
         lag = Lag()
         await _sleep_until(origin)

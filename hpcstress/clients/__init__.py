@@ -17,8 +17,8 @@ METRICS_PER_REQUEST = 1000
 class Client(ABC):
     """Log one run. What an operation consists of stands here; how one request travels is the subclass's business.
 
-    Operations and requests are those of `mlflow.MlflowClient`: create_run, log_batch, log_artifact (which asks for the run
-    once), set_terminated (which asks again). An operation that is not acknowledged raises `Failed`.
+    Operations and requests are those of `mlflow.MlflowClient`: create_run, log_batch, log_artifact (which asks for the
+    run once), set_terminated (which asks again). An operation that is not acknowledged raises `Failed`.
     """
 
     __slots__ = ("_asked",)

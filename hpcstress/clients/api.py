@@ -1,4 +1,4 @@
-"""MLflow's API for everything but load: sign-in, experiments, search, artifacts to read back. Nothing here is recorded."""
+"""MLflow's API for everything but load: sign-in, experiments, search, artifacts to read back; nothing is recorded."""
 
 from __future__ import annotations
 
@@ -138,6 +138,7 @@ def refusal(target: Target, answer: Answer, doing: str) -> Refusal:
     """Return the one sentence about a server that refuses before any load was made."""
     meaning = _MEANING.get(answer.outcome, f"answered {answer.status or answer.outcome.name}")
     advice = _ADVICE.get(answer.outcome, "look into the server's log")
-    quoted = said(answer.body)
-    heard = f" It said: {quoted!r}." if quoted else ""
+    told = said(answer.body)
+    # Without a status it was not the server that spoke, but this machine.
+    heard = f" It said: {told!r}." if told and answer.status else f" ({told})" if told else ""
     return Refusal(f"The server {mask_password(target.uri)} {meaning} ({doing}): {advice}.{heard}")

@@ -64,8 +64,8 @@ class Connection(asyncio.Protocol):
     ) -> asyncio.Future[Answer]:
         """Send a whole request; the future is the answer, whatever comes of it.
 
-        The deadline is in nanoseconds of the monotonic clock; whoever owns the connection calls `expire`. At most `keep`
-        bytes of the body are kept, unless a sink takes them.
+        The deadline is in nanoseconds of the monotonic clock; whoever owns the connection calls `expire`. At most
+        `keep` bytes of the body are kept, unless a sink takes them.
         """
         transport = self._transport
         assert transport is not None
@@ -182,7 +182,7 @@ class Connection(asyncio.Protocol):
             waiter.set_result(Answer(outcome, status, end, self._sent, self._received, self._body))
 
     def _ends_with_connection(self) -> bool:
-        # A body without a length and without chunks ends where the connection ends. llhttp knows, httptools does not say.
+        # A body without length and chunks ends where the connection ends. llhttp knows, httptools does not say.
         head, found, _ = self._head.partition(b"\r\n\r\n")
         head = head.lower()
         return bool(found) and b"\r\ncontent-length:" not in head and b"\r\ntransfer-encoding:" not in head

@@ -93,7 +93,7 @@ def update_run_body(run_id: str, end_time_ms: int) -> str:
 
 
 def artifact_path(artifact_uri: str) -> str | None:
-    """Return where a server's own proxy takes a run's artifacts, None where clients have to reach the store themselves."""
+    """Return where a server takes a run's artifacts, None where clients have to reach the store themselves."""
     scheme, _, rest = artifact_uri.partition(":")
     if scheme != "mlflow-artifacts":
         return None
@@ -103,7 +103,7 @@ def artifact_path(artifact_uri: str) -> str | None:
 
 
 class Wire:
-    """Hold what all runs of a rank share: the beginnings of its requests, the way to the server, the connections in use."""
+    """Hold what all runs of a rank share: the beginnings of requests, the way to the server, the open connections."""
 
     def __init__(self, target: Target, dialer: Dialer, journal: Journal, experiment_id: str, timeout: float) -> None:
         self.target = target

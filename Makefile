@@ -1,0 +1,49 @@
+# The whole set-up: a virtual environment with MPI, an MLflow server and all tools, pinned by constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RANKS ?= 4
+ARGS ?=
+
+# Ranks that share one machine talk over loopback and listen nowhere else.
+LOCAL_MPI := MPIR_CVAR_CH4_NETMOD=ofi FI_PROVIDER=tcp FI_TCP_IFACE=lo OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+
+.PHONY: setup run test quick lint bench readme clean
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hpcstress needs Python 3.11 or newer: make PYTHON=python3.11")'
+	@echo "Setting up $(VENV): about 1 GB, a few minutes the first time."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[analysis,mpich,server,dev]'
+	@touch $@
+
+# The main job: a server with sign-in on this machine, a ladder of runs from 4 ranks, audit, result, report.
+run: setup
+	@$(LOCAL_MPI) $(BIN)/mpiexec -n $(RANKS) $(BIN)/python -m hpcstress $(ARGS)
+
+# Everything that the project checks.
+test: lint
+	$(BIN)/python -m pytest
+
+# What takes less than a minute.
+quick: setup
+	$(BIN)/python -m pytest -m 'not slow' -q
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+
+# hpcstress beside wrk, k6 and Locust in one run, as ratios.
+bench: setup
+	$(BIN)/python -m benchmarks
+
+# Write the option table into the README again.
+readme: setup
+	$(BIN)/python -m docs.generate
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
