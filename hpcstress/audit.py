@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
@@ -19,11 +20,12 @@ import numpy as np
 
 from hpcstress.clients import Client
 from hpcstress.clients.answer import Answer, Failed
-from hpcstress.clients.api import Api, refusal
+from hpcstress.clients.api import Api
+from hpcstress.clients.api import refusal as refused
 from hpcstress.clients.dial import Dialer
 from hpcstress.clients.wire import API, artifact_path
 from hpcstress.content import RUN_TAG, SESSION_TAG, STEP_TAG, Artifact, Content, Run
-from hpcstress.errors import UsageRefusal
+from hpcstress.errors import Refusal, UsageRefusal
 from hpcstress.plan import from_toml
 from hpcstress.ranks import World
 from hpcstress.record import Operation, Outcome
@@ -95,10 +97,18 @@ def acknowledged_requests(rows: np.ndarray[Any, Any], size: int) -> np.ndarray[A
     return np.bincount(rows["run"][good], minlength=size).astype(np.uint32)
 
 
+class Fault(Enum):
+    """Say what kind of fault a finding is. A server that does not answer has not lost anything yet."""
+
+    missing = 1
+    wrong = 2
+    unread = 3
+
+
 class Finding(NamedTuple):
     """Hold what is not as it should be with one run."""
 
-    lost: bool
+    fault: Fault
     sentence: str
 
 
@@ -110,6 +120,7 @@ class Report:
     intact: int = 0
     missing: int = 0
     wrong: int = 0
+    unread: int = 0
     ghosts: int = 0
     examples: list[str] = field(default_factory=list)
 
@@ -119,40 +130,50 @@ class Report:
         self.intact += other.intact
         self.missing += other.missing
         self.wrong += other.wrong
+        self.unread += other.unread
         self.ghosts += other.ghosts
         self.examples = (self.examples + other.examples)[:_EXAMPLES]
 
     def count(self, findings: Sequence[Finding]) -> None:
-        """Count one run that was read back."""
+        """Count one run that was read back, by the worst that is known of it."""
         self.checked += 1
-        if any(finding.lost for finding in findings):
+        faults = {finding.fault for finding in findings}
+        if Fault.missing in faults:
             self.missing += 1
-        elif findings:
+        elif Fault.wrong in faults:
             self.wrong += 1
+        elif Fault.unread in faults:
+            self.unread += 1
         else:
             self.intact += 1
         self.examples = (self.examples + [finding.sentence for finding in findings])[:_EXAMPLES]
 
     @property
     def clean(self) -> bool:
-        """Tell whether everything that was acknowledged is there, unchanged."""
-        return self.missing == 0 and self.wrong == 0
+        """Tell whether everything that was acknowledged is there, unchanged, as far as it was looked for."""
+        return self.missing == self.wrong == self.unread == 0
 
     def row(self, step: int) -> np.ndarray[Any, Any]:
         """Return the row of the result's table."""
-        counts = (step, self.checked, self.intact, self.missing, self.wrong, self.ghosts)
+        counts = (step, self.checked, self.intact, self.missing, self.wrong, self.unread, self.ghosts)
         return np.array([counts], TABLES["audit"])
 
     def sentence(self) -> str:
         """Say in one sentence what was found."""
         if not self.checked and not self.ghosts:
             return "nothing was acknowledged, nothing was read back"
-        lost = (
-            f"{self.missing} lack something acknowledged, {self.wrong} hold something else, " if not self.clean else ""
-        )
-        good = f"{self.intact} of {self.checked} runs read back are intact"
-        ghosts = f"{self.ghosts} ghost runs" if self.ghosts else "no ghost run"
-        return f"{good}, {lost}{ghosts}"
+        words = [f"{self.intact} of {self.checked} runs read back are intact"]
+        words += [f"{self.missing} lack something acknowledged"] * bool(self.missing)
+        words += [f"{self.wrong} hold something else"] * bool(self.wrong)
+        words += [f"{self.unread} could not be read"] * bool(self.unread)
+        words.append(f"{self.ghosts} ghost runs" if self.ghosts else "no ghost run")
+        return ", ".join(words)
+
+
+def _absence(answer: Answer, what: str) -> Finding:
+    # Only an answer that the thing is not there says that it is lost.
+    fault = Fault.missing if answer.status in (404, 410) else Fault.unread
+    return Finding(fault, f"{what} was acknowledged, reading it gives {answer.outcome.name} {answer.status}.")
 
 
 def compare(run: Run, paper: Replay, found: State) -> list[Finding]:
@@ -160,19 +181,21 @@ def compare(run: Run, paper: Replay, found: State) -> list[Finding]:
     findings = []
     certain, possible, name = paper.certain, paper.possible, run.name
     if certain.finished and not found.finished:
-        findings.append(Finding(True, f"{name}: FINISHED was acknowledged, the server says it is not."))
+        findings.append(Finding(Fault.missing, f"{name}: FINISHED was acknowledged, the server says it is not."))
     if found.finished and not (certain.finished or possible.finished):
-        findings.append(Finding(False, f"{name}: the server says FINISHED, which nobody has sent."))
+        findings.append(Finding(Fault.wrong, f"{name}: the server says FINISHED, which nobody has sent."))
     for what in ("params", "metrics"):
         sure, maybe, there = getattr(certain, what), getattr(possible, what), getattr(found, what)
         absent = [key for key in sure if key not in there]
         if absent:
-            findings.append(Finding(True, f"{name}: {len(absent)} acknowledged {what} are missing, first {absent[0]}."))
+            findings.append(
+                Finding(Fault.missing, f"{name}: {len(absent)} acknowledged {what} are missing, first {absent[0]}.")
+            )
         allowed = {**maybe, **sure}
         other = [key for key, value in there.items() if key not in allowed or allowed[key] != value]
         if other:
             findings.append(
-                Finding(False, f"{name}: {len(other)} {what} hold what nobody has sent, first {other[0]!r}.")
+                Finding(Fault.wrong, f"{name}: {len(other)} {what} hold what nobody has sent, first {other[0]!r}.")
             )
     return findings
 
@@ -197,6 +220,10 @@ def ghosts(listed: Mapping[int, Sequence[str]], acknowledged: np.ndarray[Any, An
     return sum(map(len, listed.values())) - len(asked)
 
 
+# What one rank reads back: run, its id on the server, how many of its requests were acknowledged.
+_Share = list[tuple[int, str, int]]
+
+
 class Auditor:
     """Audit the steps of one job together with the other ranks."""
 
@@ -214,21 +241,33 @@ class Auditor:
     def audit(self, step: Step, acknowledged: np.ndarray[Any, Any] | None) -> Report:
         """Read back a step. `acknowledged` counts requests by run, on rank 0; the whole report is rank 0's."""
         world = self._world
-        shares: list[list[tuple[int, str, int]]] | None = None
         whole = Report()
+        shares: list[_Share] | None = None
         if world.rank == 0:
             assert acknowledged is not None
-            listed = asyncio.run(self._list(step))
-            whole.ghosts = ghosts(listed, acknowledged)
-            shares = [[] for _ in range(world.size)]
-            for run in sample(step.size, self._content.plan.audit):
-                if acknowledged[run]:
-                    share = shares[auditor(run % world.size, world.size)]
-                    share.append((run, listed.get(run, [""])[0], int(acknowledged[run])))
+            try:
+                listed = asyncio.run(self._list(step))
+            except Refusal as refusal:
+                # The server is gone: that costs the audit, not the result.
+                whole.unread = whole.checked = int(np.count_nonzero(acknowledged))
+                whole.examples.append(str(refusal))
+                shares = [[] for _ in range(world.size)]
+            else:
+                whole.ghosts = ghosts(listed, acknowledged)
+                shares = self._shares(step, listed, acknowledged)
         mine = asyncio.run(self._read_back(step, world.deal(shares)))
         for report in world.collect(mine):
             whole.add(report)
         return whole
+
+    def _shares(self, step: Step, listed: dict[int, list[str]], acknowledged: np.ndarray[Any, Any]) -> list[_Share]:
+        size = self._world.size
+        shares: list[_Share] = [[] for _ in range(size)]
+        for run in sample(step.size, self._content.plan.audit):
+            if acknowledged[run]:
+                share = shares[auditor(run % size, size)]
+                share.append((run, listed.get(run, [""])[0], int(acknowledged[run])))
+        return shares
 
     async def _list(self, step: Step) -> dict[int, list[str]]:
         listed: dict[int, list[str]] = {}
@@ -239,13 +278,13 @@ class Auditor:
                     tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
                     listed.setdefault(int(tags[RUN_TAG]), []).append(str(run["info"]["run_id"]))
             except Failed as failure:
-                raise refusal(self._target, failure.answer, "reading the runs back") from None
+                raise refused(self._target, failure.answer, "reading the runs back") from None
             except (KeyError, TypeError, ValueError):
                 broken = Answer(Outcome.malformed, 200, 0, 0, 0, b"")
-                raise refusal(self._target, broken, "reading the runs back") from None
+                raise refused(self._target, broken, "reading the runs back") from None
         return listed
 
-    async def _read_back(self, step: Step, share: list[tuple[int, str, int]]) -> Report:
+    async def _read_back(self, step: Step, share: _Share) -> Report:
         report = Report()
         waiting = iter(share)
 
@@ -259,17 +298,17 @@ class Auditor:
 
     async def _check(self, api: Api, run: Run, run_id: str, acknowledged: int) -> list[Finding]:
         if not run_id:
-            return [Finding(True, f"{run.name}: its creation was acknowledged, the server has no such run.")]
+            return [Finding(Fault.missing, f"{run.name}: its creation was acknowledged, the server has no such run.")]
         paper = await replay(self._play, run, acknowledged)
         answer = await api.ask("GET", f"{API}/runs/get?{urlencode({'run_id': run_id})}")
         if answer.outcome is not Outcome.ok:
-            return [Finding(True, f"{run.name}: cannot be read back ({answer.outcome.name} {answer.status}).")]
+            return [_absence(answer, f"{run.name}: the run")]
         try:
             told = msgspec.json.decode(answer.body)["run"]
             findings = compare(run, paper, found_state(told))
             folder = artifact_path(str(told["info"]["artifact_uri"])) or ""
         except (ValueError, KeyError, TypeError) as error:
-            return [Finding(False, f"{run.name}: the server's description makes no sense ({error}).")]
+            return [Finding(Fault.wrong, f"{run.name}: the server's description makes no sense ({error}).")]
         for artifact in paper.certain.artifacts.values():
             findings += await self._check_artifact(api, run, folder, artifact)
         return findings
@@ -284,9 +323,9 @@ class Auditor:
 
         answer = await api.ask("GET", f"{folder}/{quote(artifact.path)}", sink=take)
         if answer.outcome is not Outcome.ok:
-            return [Finding(True, f"{run.name}: {artifact.path} was acknowledged, reading it gives {answer.status}.")]
+            return [_absence(answer, f"{run.name}: {artifact.path}")]
         if size != artifact.size or digest.hexdigest() != artifact.sha256():
-            return [Finding(False, f"{run.name}: {artifact.path} has other bytes ({size} of {artifact.size}).")]
+            return [Finding(Fault.wrong, f"{run.name}: {artifact.path} has other bytes ({size} of {artifact.size}).")]
         return []
 
 

@@ -130,7 +130,7 @@ def _show_plan(plan: Plan) -> int:
     told = estimate(plan)
     print(plan.to_toml())
     print(
-        f"# {len(plan.steps)} steps, {told.runs} runs, {told.requests} requests, {about_size(told.body_bytes)} in bodies"
+        f"# {len(plan.steps)} steps, {told.runs} runs, {told.requests} requests, {about_size(told.body_bytes)} of data"
     )
     for operation, count in told.requests_per_run.items():
         print(f"#   {count} x {operation} in each run")

@@ -8,27 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from contextlib import ExitStack
 from socket import gethostname
 from time import monotonic_ns
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import uvloop
 
-from hpcstress.audit import Auditor, Report, acknowledged_requests
+from hpcstress.audit import Auditor, acknowledged_requests
+from hpcstress.books import Books
 from hpcstress.clients.api import Api
 from hpcstress.clients.dial import Dialer
 from hpcstress.clients.null import Null
 from hpcstress.clients.wire import Wire
 from hpcstress.clocks import Offset, drift_ppm
 from hpcstress.content import Content
-from hpcstress.errors import INCOMPLETE, OK
 from hpcstress.folder import RunFolder
 from hpcstress.journal import Journal
 from hpcstress.plan import Plan
@@ -38,6 +35,7 @@ from hpcstress.progress import Beat, Progress
 from hpcstress.ranks import World
 from hpcstress.result import TABLES, ResultWriter
 from hpcstress.schedule import WARMUP, Step, owned, steps, warmup
+from hpcstress.stop import Stop
 from hpcstress.summary import StepSummary
 from hpcstress.target import Target, from_environment
 from hpcstress.worker import Clients, Health, Tally, Worker
@@ -47,76 +45,6 @@ from hpcstress.workloads import load
 _LEAD_NS = 150_000_000
 _LEAD_PER_RANK_NS = 1_000_000
 _BEAT_SECONDS = 0.1
-
-
-class Stop:
-    """Remember a Ctrl-C or a TERM: the first ends the load and keeps what was measured, the second ends everything."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        if self.asked:
-            os._exit(128 + number)
-        self.asked = True
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Listen while the block runs."""
-        before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-@dataclass
-class Books:
-    """Hold what rank 0 writes down while the job goes on."""
-
-    writer: ResultWriter
-    folder: RunFolder
-    tables: dict[str, list[np.ndarray[Any, Any]]] = field(default_factory=lambda: {name: [] for name in TABLES})
-    notes: list[str] = field(default_factory=list)
-    said: dict[str, str] = field(default_factory=dict)
-    losses: bool = False
-    complete: bool = True
-
-    def hear(self, step: Step, reports: list[tuple[Health, Tally]]) -> None:
-        """Write down what every rank felt in a step, and what the server said about failures."""
-        for rank, (health, tally) in enumerate(reports):
-            row = np.zeros(1, TABLES["health"])
-            row["step"], row["rank"] = step.number, rank
-            for name, value in asdict(health).items():
-                row[name] = value
-            self.tables["health"].append(row)
-            for cause, words in tally.said.items():
-                self.said.setdefault(cause, words)
-
-    def audited(self, step: Step, report: Report) -> None:
-        """Write down what the audit of a step found."""
-        row = report.row(step.number)
-        self.tables["audit"].append(row)
-        self.folder.note("audit", **{name: int(row[name][0]) for name in TABLES["audit"].names or ()})
-        self.notes += [f"Audit of step {step.number + 1}: {example}" for example in report.examples]
-        self.losses |= not report.clean
-
-    def incomplete(self, sentence: str) -> None:
-        """Write down why the job is not what the plan says."""
-        self.complete = False
-        self.notes.append(sentence)
-
-    def finish(self) -> int:
-        """Write the result, drop the journals that it replaces, and return the exit code."""
-        self.notes += [
-            f"First failure by {cause}: the server said {words!r}" for cause, words in self.said.items() if words
-        ]
-        tables = {name: np.concatenate([np.zeros(0, TABLES[name]), *rows]) for name, rows in self.tables.items()}
-        self.writer.finish(tables, self.notes, self.complete)
-        self.folder.remove_journals()
-        return OK if self.complete and not self.losses else INCOMPLETE
 
 
 def run_job(
@@ -271,7 +199,7 @@ class Job:
         return True
 
     def _play(self, step: Step) -> tuple[float, list[tuple[Health, Tally]]]:
-        """Start together with all ranks, play, wait for the others; return the start (UTC) and what the ranks report."""
+        """Start together with all ranks, play, wait for all; return the start (UTC) and what the ranks report."""
         world = self._world
         start = began = None
         if self._books is not None:

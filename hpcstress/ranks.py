@@ -262,7 +262,7 @@ def _is_there(message: object) -> bool:
 
 @contextmanager
 def world(environment: Mapping[str, str] | None = None) -> Iterator[World]:
-    """Join the other ranks. An exception that leaves the block ends the job on every rank at once, with its traceback."""
+    """Join the other ranks. An exception that leaves the block ends the job on all ranks, with its traceback."""
     environment = os.environ if environment is None else environment
     promised = promised_size(environment)
     if promised is None:

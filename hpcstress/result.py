@@ -72,8 +72,8 @@ TABLES: dict[str, np.dtype[Any]] = {
     "server": np.dtype(
         [("time", "<f8"), ("part", "S32"), ("processes", "<u4"), ("cpu_seconds", "<f8"), ("rss", "<u8")]
     ),
-    # One row per audited step: runs read back; of these intact, missing something acknowledged, or holding something
-    # wrong; ghosts are runs that exist more than once, or that nobody asked for.
+    # One row per audited step: runs read back; of these intact, missing something acknowledged, holding something
+    # wrong, or unread because the server did not answer; ghosts are runs that exist twice, or that nobody asked for.
     "audit": np.dtype(
         [
             ("step", "<u2"),
@@ -81,6 +81,7 @@ TABLES: dict[str, np.dtype[Any]] = {
             ("intact", "<u4"),
             ("missing", "<u4"),
             ("wrong", "<u4"),
+            ("unread", "<u4"),
             ("ghosts", "<u4"),
         ]
     ),

@@ -1,0 +1,64 @@
+"""What rank 0 writes down while a job goes on, and the result that comes of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from hpcstress.audit import Report
+from hpcstress.errors import INCOMPLETE, OK
+from hpcstress.folder import RunFolder
+from hpcstress.result import TABLES, ResultWriter
+from hpcstress.schedule import Step
+from hpcstress.worker import Health, Tally
+
+
+@dataclass
+class Books:
+    """Hold what rank 0 writes down while the job goes on."""
+
+    writer: ResultWriter
+    folder: RunFolder
+    tables: dict[str, list[np.ndarray[Any, Any]]] = field(default_factory=lambda: {name: [] for name in TABLES})
+    notes: list[str] = field(default_factory=list)
+    said: dict[str, str] = field(default_factory=dict)
+    losses: bool = False
+    complete: bool = True
+
+    def hear(self, step: Step, reports: list[tuple[Health, Tally]]) -> None:
+        """Write down what every rank felt in a step, and what the server said about failures."""
+        for rank, (health, tally) in enumerate(reports):
+            row = np.zeros(1, TABLES["health"])
+            row["step"], row["rank"] = step.number, rank
+            for name, value in asdict(health).items():
+                row[name] = value
+            self.tables["health"].append(row)
+            for cause, words in tally.said.items():
+                self.said.setdefault(cause, words)
+
+    def audited(self, step: Step, report: Report) -> None:
+        """Write down what the audit of a step found."""
+        row = report.row(step.number)
+        self.tables["audit"].append(row)
+        self.folder.note("audit", **{name: int(row[name][0]) for name in TABLES["audit"].names or ()})
+        self.notes += [f"Audit of step {step.number + 1}: {example}" for example in report.examples]
+        self.losses |= bool(report.missing or report.wrong)
+        if report.unread:
+            self.incomplete(f"The audit of step {step.number + 1} could not read {report.unread} runs back.")
+
+    def incomplete(self, sentence: str) -> None:
+        """Write down why the job is not what the plan says."""
+        self.complete = False
+        self.notes.append(sentence)
+
+    def finish(self) -> int:
+        """Write the result, drop the journals that it replaces, and return the exit code."""
+        self.notes += [
+            f"First failure by {cause}: the server said {words!r}" for cause, words in self.said.items() if words
+        ]
+        tables = {name: np.concatenate([np.zeros(0, TABLES[name]), *rows]) for name, rows in self.tables.items()}
+        self.writer.finish(tables, self.notes, self.complete)
+        self.folder.remove_journals()
+        return OK if self.complete and not self.losses else INCOMPLETE
