@@ -45,12 +45,14 @@ def _planned(function: Callable[..., int]) -> Callable[..., int]:
     for name, option in OPTIONS.items():
         default = KINDS[name].text(option.default)
         told = f"{option.metadata['help']}" + (f" [{default}]" if default else "")
+        # The help shows a type's name: one that says what to write teaches more than STR.
+        shown = type(KINDS[name].metavar, (str,), {})
         parameter = Parameter(
             name=flag(name), help=told, group=_GROUPS[option.metadata["group"]], allow_leading_hyphen=True
         )
         options.append(
             inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, parameter]
+                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[shown | None, parameter]
             )
         )
     first, *rest = (parameter for parameter in own if parameter.kind is not inspect.Parameter.VAR_KEYWORD)

@@ -170,6 +170,6 @@ def options_table() -> str:
     rows = ["| option | default | meaning |", "|---|---|---|"]
     for name, option in OPTIONS.items():
         default = KINDS[name].text(option.default) or " "
-        values = option.metadata["kind"].metavar.replace("|", "\\|")
+        values = KINDS[name].metavar
         rows.append(f"| `{flag(name)} {values}` | `{default}` | {option.metadata['help']} |")
     return "\n".join(rows) + "\n"

@@ -203,4 +203,4 @@ def choice(*names: str) -> Kind:
             raise UsageRefusal(f"{value!r} is not known here. {nearest(str(value), names)}")
         return str(value)
 
-    return Kind("|".join(names), read, str)
+    return Kind("NAME", read, str)
