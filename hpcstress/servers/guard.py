@@ -104,8 +104,8 @@ def watch(parent: int, folder: Path, command: list[str]) -> None:
                 # A full disk is the server's to suffer and to report, not a reason to end it.
                 with contextlib.suppress(OSError):
                     samples.write(f"\n{time.time():.3f} {processes} {cpu:.2f} {rss} .".encode())
-                due = max(due + 1, now)
-            readable, _, _ = select.select([sys.stdin, woken], [], [], due - now if due > now else 0)
+                due = now + 1
+            readable, _, _ = select.select([sys.stdin, woken], [], [], due - now)
             if sys.stdin in readable:
                 return
             if woken in readable and {signal.SIGTERM, signal.SIGINT}.intersection(os.read(woken, 64)):

@@ -1,0 +1,299 @@
+"""What the guard does, with trees of little processes in the server's place."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from hpcstress.servers import guard as guard_module
+
+Eventually = Callable[[Callable[[], object]], None]
+Start = Callable[..., subprocess.Popen[bytes]]
+
+# The grace is short here: a process that ignores SIGTERM is waited for in vain.
+GUARD = """
+import runpy, sys
+namespace = runpy.run_path({path!r})
+namespace["end_tree"].__globals__["_GRACE"] = 0.3
+namespace["main"]()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (folder := tmp_path / "a folder").mkdir()
+    return folder
+
+
+@pytest.fixture
+def start(folder: Path) -> Iterator[Start]:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(code: str, fate: str = "remove", **popen: object) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", textwrap.dedent(code)]
+        guard = subprocess.Popen(
+            [
+                *(sys.executable, "-c", GUARD.format(path=guard_module.__file__)),
+                *(str(os.getpid()), str(folder), fate, *command),
+            ],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+            **popen,
+        )
+        started.append(guard)
+        return guard
+
+    yield start
+    for guard in started:
+        guard.stdin.close()
+        guard.wait()
+
+
+def tree(guard: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    return psutil.Process(guard.pid).children(recursive=True)
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    # Whether init waits for orphans that have ended is not the guard's business.
+    return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
+
+
+def samples(folder: Path) -> list[list[str]]:
+    path = folder / "samples"
+    return [line.split() for line in path.read_text().splitlines() if line] if path.exists() else []
+
+
+def stop(guard: subprocess.Popen[bytes]) -> int:
+    guard.stdin.close()
+    return guard.wait()
+
+
+FAMILY = """
+    import os, subprocess, sys, time
+    sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+    subprocess.Popen(sleep)
+    subprocess.Popen(sleep, start_new_session=True)
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.execv(sleep[0], sleep)
+        os._exit(0)
+    os.wait()
+    open("ready", "w").close()
+    time.sleep(600)
+"""
+
+
+def test_the_end_of_the_pipe_ends_children_other_sessions_and_orphans_and_removes_the_folder(
+    start: Start, folder: Path, eventually: Eventually
+) -> None:
+    guard = start(FAMILY)
+    eventually((folder / "ready").exists)
+    family = tree(guard)
+    assert len(family) == 4
+    assert len({os.getsid(process.pid) for process in family}) == 3
+    assert stop(guard) == 0
+    assert gone(family)
+    assert not folder.exists()
+
+
+def test_a_folder_that_is_to_be_kept_is_kept(start: Start, folder: Path) -> None:
+    assert stop(start("import time; time.sleep(600)", fate="keep")) == 0
+    assert (folder / "samples").exists()
+
+
+def test_processes_are_asked_to_end_before_they_are_killed(start: Start, folder: Path, eventually: Eventually) -> None:
+    code = """
+        import signal, sys, time
+        signal.signal(signal.SIGTERM, lambda *_: (open("polite", "w").close(), sys.exit()))
+        open("ready", "w").close()
+        time.sleep(600)
+    """
+    guard = start(code, fate="keep")
+    eventually((folder / "ready").exists)
+    stop(guard)
+    assert (folder / "polite").exists()
+
+
+def test_processes_that_do_not_listen_are_killed(start: Start, folder: Path, eventually: Eventually) -> None:
+    code = """
+        import signal, subprocess, sys, time
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        open("ready", "w").close()
+        time.sleep(600)
+    """
+    guard = start(code)
+    eventually((folder / "ready").exists)
+    family = tree(guard)
+    assert stop(guard) == 0
+    assert gone(family)
+
+
+def test_processes_that_are_born_while_others_are_ended_are_ended(
+    start: Start, folder: Path, eventually: Eventually
+) -> None:
+    code = """
+        import signal, subprocess, sys, time
+        def reborn(*_):
+            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+            open("born.part", "w").write(str(child.pid))
+            __import__("os").rename("born.part", "born")
+            sys.exit()
+        signal.signal(signal.SIGTERM, reborn)
+        open("ready", "w").close()
+        time.sleep(600)
+    """
+    guard = start(code, fate="keep")
+    eventually((folder / "ready").exists)
+    assert stop(guard) == 0
+    assert not psutil.pid_exists(int((folder / "born").read_text()))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_guard_ends_the_server_and_removes_the_folder(
+    start: Start, folder: Path, eventually: Eventually, number: signal.Signals
+) -> None:
+    guard = start("import time; open('ready', 'w').close(); time.sleep(600)")
+    eventually((folder / "ready").exists)
+    family = tree(guard)
+    guard.send_signal(number)
+    assert guard.wait() == 0
+    assert gone(family)
+    assert not folder.exists()
+
+
+def test_the_server_is_asked_to_end_when_its_guard_is_killed(
+    start: Start, folder: Path, eventually: Eventually
+) -> None:
+    guard = start("import time; open('ready', 'w').close(); time.sleep(600)")
+    eventually((folder / "ready").exists)
+    family = tree(guard)
+    guard.kill()
+    eventually(lambda: gone(family))
+
+
+@pytest.mark.parametrize(
+    ("last_words", "how"),
+    [("raise SystemExit(3)", "ended with exit code 3"), ("os.kill(os.getpid(), 9)", "was killed by SIGKILL")],
+)
+def test_a_server_that_ends_by_itself_is_reported_and_takes_its_processes_with_it(
+    start: Start, folder: Path, eventually: Eventually, last_words: str, how: str
+) -> None:
+    code = f"""
+        import os, subprocess, sys, time
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+        open("child.part", "w").write(str(child.pid))
+        os.rename("child.part", "child")
+        while not os.path.exists("go"):
+            time.sleep(0.01)
+        {last_words}
+    """
+    guard = start(code)
+    eventually((folder / "child").exists)
+    child = psutil.Process(int((folder / "child").read_text()))
+    (folder / "go").touch()
+    eventually(lambda: (folder / "ended").exists() and (folder / "ended").read_text() == how)
+    assert gone([child])
+    assert tree(guard) == []
+    # The log can still be read: the folder is there until hpcstress lets go.
+    assert guard.poll() is None
+    assert stop(guard) == 0
+    assert not folder.exists()
+
+
+def test_the_death_of_hpcstress_ends_the_server_even_if_a_fork_of_it_holds_the_pipe(
+    folder: Path, eventually: Eventually
+) -> None:
+    hpcstress = f"""
+        import os, subprocess, sys, time
+        server = [sys.executable, "-c", "import time; time.sleep(600)"]
+        guard = subprocess.Popen(
+            [sys.executable, {guard_module.__file__!r}, str(os.getpid()), {str(folder)!r}, "remove", *server],
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+        fork = os.fork()
+        if fork:
+            print(guard.pid, fork, flush=True)
+        time.sleep(600)
+    """
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(hpcstress)], stdout=subprocess.PIPE) as parent:
+        guard, fork = (psutil.Process(int(pid)) for pid in parent.stdout.readline().split())
+        try:
+            eventually(guard.children)
+            family = [guard, *guard.children()]
+            parent.kill()
+            eventually(lambda: gone(family))
+            assert fork.is_running()
+            assert not folder.exists()
+        finally:
+            fork.kill()
+
+
+def test_a_sample_counts_processes_and_their_memory(start: Start, folder: Path, eventually: Eventually) -> None:
+    guard = start(FAMILY)
+    eventually((folder / "ready").exists)
+    rss = sum(process.memory_info().rss for process in tree(guard))
+    before = len(samples(folder))
+    eventually(lambda: len(samples(folder)) > before)
+    at, processes, _, resident, mark = samples(folder)[-1]
+    assert float(at) >= psutil.Process(guard.pid).create_time() - 1
+    assert (int(processes), mark) == (4, ".")
+    assert 0.9 * rss < int(resident) < 2 * rss
+
+
+BURN = "import time\nwhile time.process_time() < 0.5: pass"
+ORPHANED = f"""
+    import os, time
+    if os.fork() == 0:
+        if os.fork() == 0:
+            exec({BURN!r})
+        os._exit(0)
+    os.wait()
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        f"import subprocess, sys, time; subprocess.run([sys.executable, '-c', {BURN!r}]); time.sleep(600)",
+        ORPHANED,
+    ],
+    ids=["child", "orphan"],
+)
+def test_the_cpu_seconds_of_processes_that_have_ended_stay_in_the_sum(
+    start: Start, folder: Path, eventually: Eventually, code: str
+) -> None:
+    start(code)
+    eventually(lambda: (rows := samples(folder)) and rows[-1][1] == "1" and float(rows[-1][2]) >= 0.5)
+    seconds = [float(row[2]) for row in samples(folder)]
+    assert seconds == sorted(seconds)
+
+
+def test_the_cpu_seconds_never_fall() -> None:
+    assert guard_module.census(1e6)[1] == 1e6
+    assert guard_module.census(0.0)[1] < 1e6
+
+
+def test_a_full_disk_does_not_end_the_server(start: Start, folder: Path) -> None:
+    guard = start("import time; time.sleep(600)", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)))
+    assert stop(guard) == 0
+
+
+def test_the_server_gets_a_group_of_its_own_and_no_input(start: Start, folder: Path, eventually: Eventually) -> None:
+    guard = start(
+        "import os, sys, time; open('p', 'w').write(f'{os.getpgrp() == os.getpid()} {sys.stdin.read()!r}');"
+        "os.rename('p', 'ready'); time.sleep(600)"
+    )
+    eventually((folder / "ready").exists)
+    assert (folder / "ready").read_text() == "True ''"
+    assert os.getsid(guard.pid) == guard.pid
