@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,8 @@ from hpcstress.clients.dial import Dialer
 from hpcstress.clients.wire import API, artifact_path
 from hpcstress.content import RUN_TAG, SESSION_TAG, STEP_TAG, Artifact, Content, Run
 from hpcstress.errors import Refusal, UsageRefusal
-from hpcstress.plan import from_toml
+from hpcstress.plan import Plan, from_toml
+from hpcstress.preflight import sign_in
 from hpcstress.ranks import World
 from hpcstress.record import Operation, Outcome
 from hpcstress.result import TABLES, Result
@@ -177,7 +178,7 @@ def _absence(answer: Answer, what: str) -> Finding:
 
 
 def compare(run: Run, paper: Replay, found: State) -> list[Finding]:
-    """Compare a run on the server with the acknowledgements; artifacts are compared by `compare_artifact`."""
+    """Compare what the server says of a run with the acknowledgements; artifacts have to be fetched to be compared."""
     findings = []
     certain, possible, name = paper.certain, paper.possible, run.name
     if certain.finished and not found.finished:
@@ -220,8 +221,8 @@ def ghosts(listed: Mapping[int, Sequence[str]], acknowledged: np.ndarray[Any, An
     return sum(map(len, listed.values())) - len(asked)
 
 
-# What one rank reads back: run, its id on the server, how many of its requests were acknowledged.
-_Share = list[tuple[int, str, int]]
+# What one rank reads back: run, its ids on the server, how many of its requests were acknowledged.
+_Share = list[tuple[int, list[str], int]]
 
 
 class Auditor:
@@ -266,7 +267,7 @@ class Auditor:
         for run in sample(step.size, self._content.plan.audit):
             if acknowledged[run]:
                 share = shares[auditor(run % size, size)]
-                share.append((run, listed.get(run, [""])[0], int(acknowledged[run])))
+                share.append((run, listed.get(run, []), int(acknowledged[run])))
         return shares
 
     async def _list(self, step: Step) -> dict[int, list[str]]:
@@ -290,16 +291,20 @@ class Auditor:
 
         async def reader() -> None:
             async with Api(self._target, self._dialer, self._timeout) as api:
-                for number, run_id, acknowledged in waiting:
-                    report.count(await self._check(api, self._content.run(step.number, number), run_id, acknowledged))
+                for number, ids, acknowledged in waiting:
+                    report.count(await self._check(api, self._content.run(step.number, number), ids, acknowledged))
 
         await asyncio.gather(*(reader() for _ in range(min(_READERS_PER_RANK, len(share)))))
         return report
 
-    async def _check(self, api: Api, run: Run, run_id: str, acknowledged: int) -> list[Finding]:
-        if not run_id:
+    async def _check(self, api: Api, run: Run, ids: Sequence[str], acknowledged: int) -> list[Finding]:
+        if not ids:
             return [Finding(Fault.missing, f"{run.name}: its creation was acknowledged, the server has no such run.")]
         paper = await replay(self._play, run, acknowledged)
+        # Of a run that was created twice, one is the run, the other a ghost that has been counted: nobody says which.
+        return min([await self._check_one(api, run, paper, run_id) for run_id in ids], key=len)
+
+    async def _check_one(self, api: Api, run: Run, paper: Replay, run_id: str) -> list[Finding]:
         answer = await api.ask("GET", f"{API}/runs/get?{urlencode({'run_id': run_id})}")
         if answer.outcome is not Outcome.ok:
             return [_absence(answer, f"{run.name}: the run")]
@@ -307,7 +312,7 @@ class Auditor:
             told = msgspec.json.decode(answer.body)["run"]
             findings = compare(run, paper, found_state(told))
             folder = artifact_path(str(told["info"]["artifact_uri"])) or ""
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             return [Finding(Fault.wrong, f"{run.name}: the server's description makes no sense ({error}).")]
         for artifact in paper.certain.artifacts.values():
             findings += await self._check_artifact(api, run, folder, artifact)
@@ -329,16 +334,36 @@ class Auditor:
         return []
 
 
+def _way_to_the_server(uri: str, environment: Mapping[str, str]) -> tuple[Target, Dialer]:
+    target = from_environment(uri, environment)
+    dialer = Dialer(target)
+    asyncio.run(dialer.resolve())
+    return target, dialer
+
+
+async def _arrive(target: Target, dialer: Dialer, timeout: float) -> None:
+    async with Api(target, dialer, timeout) as api:
+        await sign_in(api)
+
+
 def audit_result(world: World, path: Path, environment: Mapping[str, str], say: Callable[[str], None]) -> bool:
     """Audit every step of a result once more; rank 0 tells what was found, everybody returns whether all is there."""
-    with Result(path) as result:
-        facts, plan = result.facts, from_toml(result.plan_toml)
-        if "experiment_id" not in facts:
-            raise UsageRefusal(f"The job of {path} had no server: there is nothing to read back.")
-        rows = result.rows(("step", "run", "op", "outcome")) if world.rank == 0 else None
-    target = world.first_refusal(lambda: from_environment(str(facts["uri"]), environment))
-    dialer = Dialer(target)
-    world.first_refusal(lambda: asyncio.run(dialer.resolve()))
+    rows: np.ndarray[Any, Any] | None = None
+
+    def read() -> tuple[dict[str, Any], Plan]:
+        nonlocal rows
+        with Result(path) as result:
+            if "experiment_id" not in result.facts:
+                raise UsageRefusal(f"The job of {path} had no server: there is nothing to read back.")
+            rows = result.rows(("step", "run", "op", "outcome"))
+            return result.facts, from_toml(result.plan_toml)
+
+    facts, plan = world.only_first(read)
+    target, dialer = world.first_refusal(lambda: _way_to_the_server(str(facts["uri"]), environment))
+    # Once, before the steps and the ranks do: a wrong password that is tried again and again may lock the user out.
+    world.only_first(lambda: asyncio.run(_arrive(target, dialer, plan.timeout)))
+    # A job that read nothing back may be asked about all the same.
+    plan = plan if plan.audit else replace(plan, audit=Plan().audit)
     content = Content(plan, str(facts["session"]))
     auditor = Auditor(world, target, dialer, content, load(plan.workload), str(facts["experiment_id"]))
     clean = True

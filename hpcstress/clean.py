@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from hpcstress.clients.answer import Failed
+from hpcstress.clients.answer import Answer, Failed
 from hpcstress.clients.api import Api, refusal
 from hpcstress.clients.wire import artifact_path
 from hpcstress.content import SESSION_TAG
@@ -25,13 +25,11 @@ async def clean(api: Api, facts: dict[str, Any], say: Callable[[str], None]) -> 
     experiment_id, session = str(facts["experiment_id"]), str(facts["session"])
     runs = artifacts = 0
     try:
-        listed = [run async for run in api.search_runs(experiment_id, f"tags.`{SESSION_TAG}` = '{session}'")]
-        for run in listed:
-            info = run["info"]
-            folder = artifact_path(str(info.get("artifact_uri", "")))
+        listed = await _runs_of(api, experiment_id, session)
+        for run_id, folder in listed:
             if folder is not None:
                 artifacts += (await api.ask("DELETE", folder)).outcome is Outcome.ok
-            await api.post("runs/delete", {"run_id": str(info["run_id"])})
+            await api.post("runs/delete", {"run_id": run_id})
             runs += 1
             if runs % 100 == 0:
                 say(f"{runs} of {len(listed)} runs deleted")
@@ -44,3 +42,21 @@ async def clean(api: Api, facts: dict[str, Any], say: Callable[[str], None]) -> 
     except Failed as failure:
         raise refusal(api.target, failure.answer, f"cleaning up, {runs} runs done") from None
     return Cleaned(runs, artifacts, False)
+
+
+async def _runs_of(api: Api, experiment_id: str, session: str) -> list[tuple[str, str | None]]:
+    """Return id and artifact folder of a job's runs; what is not marked as the job's is left alone, whoever lists it.
+
+    A folder that is not named after its run may hold the artifacts of others: it is None, as is one out of reach.
+    """
+    listed = []
+    async for run in api.search_runs(experiment_id, f"tags.`{SESSION_TAG}` = '{session}'"):
+        try:
+            run_id, uri = str(run["info"]["run_id"]), str(run["info"].get("artifact_uri", ""))
+            sessions = [tag["value"] for tag in run["data"].get("tags") or () if tag["key"] == SESSION_TAG]
+        except (KeyError, TypeError, AttributeError):
+            raise Failed(Answer(Outcome.malformed, 200, 0, 0, 0, b"")) from None
+        if sessions == [session]:
+            folder = artifact_path(uri)
+            listed.append((run_id, folder if folder is not None and f"/{run_id}/" in f"{folder}/" else None))
+    return listed

@@ -202,7 +202,7 @@ def doctor(plan: PlanName = None, /, **options: str | None) -> int:
         findings = examine(ranks, target, min(30.0, resolved.timeout), import_seconds)
         if ranks.rank == 0:
             _print_findings(findings, ranks, target)
-        ranks.first_refusal(lambda: check_open_files(max(resolved.runs), ranks.size))
+        ranks.first_refusal(lambda: check_open_files(max(resolved.warmup, *resolved.runs), ranks.size))
         trouble = ranks.tell((any(finding.trouble for finding in findings),) if ranks.rank == 0 else None)[0]
     return FAILED if trouble else OK
 

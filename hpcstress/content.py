@@ -58,7 +58,7 @@ class Params(Sequence[tuple[str, str]]):
         if isinstance(index, int):
             return self[range(self._count)[index] :][0]
         start, stop, stride = index.indices(self._count)
-        digits = _stream(self._seed, self._run, "params", 4 * max(stop, 0)).hex()
+        digits = _stream(self._seed, self._run, "params", 4 * max(start + 1, stop)).hex()
         keys = _param_keys(self._count)
         return [(keys[i], digits[8 * i : 8 * i + 8]) for i in range(start, stop, stride)]
 
@@ -82,7 +82,7 @@ class Metrics(Sequence[Metric]):
         if isinstance(index, int):
             return self[range(self._count)[index] :][0]
         start, stop, stride = index.indices(self._count)
-        data = _stream(self._seed, self._run, "metrics", 4 * max(stop, 0))
+        data = _stream(self._seed, self._run, "metrics", 4 * max(start + 1, stop))
         return [
             Metric(f"metric-{i}", int.from_bytes(data[4 * i : 4 * i + 4], "little") / 2**32, METRIC_TIME_MS, 0)
             for i in range(start, stop, stride)
@@ -110,8 +110,7 @@ class Artifact:
         block = _block(self.seed)
         for number, offset in enumerate(range(0, self.size, CHUNK)):
             length = min(CHUNK, self.size - offset)
-            stamp = b"%08x%08x%08x" % (self.run & 0xFFFFFFFF, self.index & 0xFFFFFFFF, number & 0xFFFFFFFF)
-            yield stamp[:length]
+            yield _stream(self.seed, self.run, f"artifact/{self.index}/{number}", min(_STAMP, length))
             if length > _STAMP:
                 # A prime stride moves the window, so that equal chunks do not lie at equal distances.
                 window = (self.run * 7919 + self.index * 104_729 + number * 15_485_863) % CHUNK

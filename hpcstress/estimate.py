@@ -9,12 +9,15 @@ from typing import Any, NamedTuple
 from hpcstress.clients import Client
 from hpcstress.clients.wire import create_run_body, log_metrics_body, log_params_body, update_run_body
 from hpcstress.content import Content
+from hpcstress.errors import UsageRefusal
 from hpcstress.plan import Plan
 from hpcstress.record import ROW, Operation
 from hpcstress.workloads import load
 
 _RUN_ID = "0" * 32
 _NOW_MS = 1_700_000_000_000
+# A row has two bytes for the number of its request, and each request can need a connection of its own.
+_MOST_REQUESTS = 1 << 15
 
 
 class Estimate(NamedTuple):
@@ -37,6 +40,10 @@ class _Paper(Client):
 
     async def _request(self, operation: Operation, payload: Any) -> None:
         self.requests[operation.name] += 1
+        if self.requests.total() > _MOST_REQUESTS:
+            raise UsageRefusal(
+                f"A run of this plan sends more than {_MOST_REQUESTS} requests: take fewer params, metrics, artifacts."
+            )
         match operation:
             case Operation.create_run:
                 self.body_bytes += len(create_run_body("0", payload[0], payload[1], _NOW_MS))

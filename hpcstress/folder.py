@@ -36,6 +36,8 @@ class RunFolder:
     def create(self, bytes_needed: int) -> None:
         """Make the folder; refuse one that holds a job already, cannot be written, or has no room for the rows."""
         try:
+            if any(path.exists() for path in (self.plan, self.log, self.result, self.report)):
+                raise FileExistsError
             self.journals.mkdir(parents=True)
             with self.plan.open("x"):
                 pass
@@ -78,8 +80,11 @@ class RunFolder:
         shutil.rmtree(self.journals)
 
     def remove(self) -> None:
-        """Remove the folder of a job that has not begun."""
-        shutil.rmtree(self.path)
+        """Remove what `create` has made; somebody's other files in the folder stay."""
+        shutil.rmtree(self.journals)
+        self.plan.unlink()
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
 
 
 def open_files_limit() -> int:

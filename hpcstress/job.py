@@ -88,7 +88,8 @@ def run_job(
 def _way_to_the_server(plan: Plan, setup: Setup, environment: Mapping[str, str]) -> tuple[Target | None, Dialer | None]:
     if plan.client == "null":
         return None, None
-    target = from_environment(plan.uri, setup.environment or environment)
+    # Everybody goes where rank 0 has been, whatever address its own environment holds.
+    target = from_environment(str(setup.facts["uri"]), setup.environment or environment)
     dialer = Dialer(target)
     asyncio.run(dialer.resolve())
     return target, dialer
@@ -147,7 +148,7 @@ class Job:
         if self._plan.warmup:
             self._play(warmup(self._plan))
         for step in steps(self._plan):
-            if step.number and not self._may_go_on(step):
+            if (step.number or self._plan.warmup) and not self._may_go_on(step):
                 return
             first_row = self._journal.length
             began, reports = self._play(step)
@@ -178,18 +179,20 @@ class Job:
 
         async def wait() -> float | None:
             async with Api(target, dialer, min(10.0, self._plan.timeout)) as api:
-                return await wait_until_back(api, self._plan.timeout)
+                return await wait_until_back(api, self._plan.timeout, lambda: self._stop.asked)
 
         waited = asyncio.run(wait())
+        if self._stopped_in(step):
+            return False
         if waited is None:
             obituary = server.obituary() if server is not None else None
             books.incomplete(
-                f"After step {step.number} the server did not come back within {self._plan.timeout:g} s: "
+                f"Before step {step.number + 1} the server did not come back within {self._plan.timeout:g} s: "
                 f"the remaining steps were not played. {obituary or ''}".strip()
             )
             return False
         if waited > 1:
-            books.notes.append(f"After step {step.number} the server took {waited:.1f} s to answer again.")
+            books.notes.append(f"Before step {step.number + 1} the server took {waited:.1f} s to answer again.")
         return True
 
     def _stopped_in(self, step: Step) -> bool:

@@ -40,14 +40,17 @@ class Journal:
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             os.write(self._file, text.ljust(HEADER_SIZE))
-            self._map(HEADER_SIZE)
         except OSError as error:
             raise Refusal(f"The journal {path} cannot be written: {error.strerror}.") from None
+        self._map(HEADER_SIZE)
 
     def _map(self, offset: int) -> None:
         # The space is reserved before it is mapped: a full disk is an error here, not a signal in the middle of a row.
-        os.posix_fallocate(self._file, offset, _WINDOW)
-        self._window = mmap.mmap(self._file, _WINDOW, offset=offset)
+        try:
+            os.posix_fallocate(self._file, offset, _WINDOW)
+            self._window = mmap.mmap(self._file, _WINDOW, offset=offset)
+        except OSError as error:
+            raise Refusal(f"The journal {self.path} cannot grow: {error.strerror}.") from None
         self._window_offset = offset
         self._position = 0
 

@@ -19,6 +19,10 @@ def _option(default: Any, kind: Kind, group: str, help: str) -> Any:
     return field(default=default, metadata={"kind": kind, "group": group, "help": help})
 
 
+# A row has two bytes for the number of its step, and the last number is the warm-up's.
+_MOST_STEPS = 0xFFFF
+
+
 @dataclass(frozen=True)
 class Plan:
     """Say everything that decides what is sent where. It holds no secret and travels inside the result."""
@@ -73,6 +77,8 @@ class Plan:
                 object.__setattr__(self, name, kind.read(getattr(self, name)))
             except UsageRefusal as refusal:
                 raise UsageRefusal(f"{flag(name)}: {refusal}") from None
+        if len(self.runs) * self.repeats > _MOST_STEPS:
+            raise UsageRefusal(f"--repeats: {self.repeats} times the ladder are more than {_MOST_STEPS} steps.")
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -124,7 +130,7 @@ def from_toml(text: str, source: str = "the plan") -> Plan:
     """Read a plan from TOML; what it does not name keeps its default."""
     try:
         options = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise UsageRefusal(f"{source} is not valid TOML: {error}.") from None
     try:
         return Plan().with_options(options)
@@ -133,8 +139,14 @@ def from_toml(text: str, source: str = "the plan") -> Plan:
 
 
 def from_json(text: str) -> Plan:
-    """Read a plan from a JSON object."""
-    return Plan().with_options(json.loads(text))
+    """Read a plan from a JSON object; what it does not name keeps its default."""
+    try:
+        options = json.loads(text)
+    except ValueError as error:
+        raise UsageRefusal(f"The plan is not valid JSON: {error}.") from None
+    if not isinstance(options, dict):
+        raise UsageRefusal("The plan is not a JSON object: write its options between { and }.")
+    return Plan().with_options(options)
 
 
 def shipped() -> dict[str, str]:
@@ -157,6 +169,8 @@ def named(name: str, workloads: list[str], also: list[str]) -> Plan:
             return from_toml(Path(name).read_text("utf-8"), source=name)
         except OSError as error:
             raise UsageRefusal(f"The plan {name} cannot be read: {error.strerror}.") from None
+        except UnicodeDecodeError:
+            raise UsageRefusal(f"The plan {name} is not written in UTF-8: save it anew.") from None
     plans = shipped()
     if name in plans:
         return from_toml(plans[name], source=f"the shipped plan {name}")

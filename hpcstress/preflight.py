@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from time import monotonic
 from typing import NamedTuple
 
@@ -78,11 +79,11 @@ def _malformed() -> Answer:
     return Answer(Outcome.malformed, 200, 0, 0, 0, b"")
 
 
-async def wait_until_back(api: Api, seconds: float) -> float | None:
+async def wait_until_back(api: Api, seconds: float, given_up: Callable[[], bool]) -> float | None:
     """Wait until the server answers again; return how long it took in seconds, None if it did not come back in time."""
     began = monotonic()
     while (await api.ask("GET", f"{API}/experiments/get?experiment_id=0")).outcome in _AWAY:
-        if monotonic() - began > seconds:
+        if given_up() or monotonic() - began > seconds:
             return None
         await asyncio.sleep(0.5)
     return monotonic() - began

@@ -57,7 +57,7 @@ def prepare(
     resources: ExitStack,
 ) -> Setup:
     """Prepare a job on rank 0. What it opens is closed with `resources`; a refusal leaves nothing behind."""
-    check_open_files(max(plan.runs), world.size)
+    check_open_files(max(plan.warmup, *plan.runs), world.size)
     folder.create(estimate(plan).journal_bytes)
     try:
         setup = _reach(plan, environment, progress, resources)

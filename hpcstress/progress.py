@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -49,6 +50,8 @@ class Shown(Progress):
 
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
+        # However the job ends, the terminal gets its cursor back.
+        atexit.register(self._live.stop)
         self._of = 0
         self._began = self._shown = 0.0
         self._last = ""

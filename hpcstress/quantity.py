@@ -17,6 +17,12 @@ Scalar = str | int | float | list[int]
 _SIZES = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _SIZES_FOLDED = {unit.lower(): factor for unit, factor in _SIZES.items()}
 _TIMES = {"": 1.0, "s": 1.0, "ms": 1e-3, "m": 60.0, "min": 60.0, "h": 3600.0}
+# Floats are exact up to here, so that a size comes back equal whatever unit it is written in.
+_LARGEST_SIZE = 9_000_000 * 10**9
+_LONGEST_SECONDS = 1e9
+# What a row of the journal has room for.
+_LARGEST_COUNT = 2**32 - 1
+_WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
 _NUMBER_AND_UNIT = re.compile(
     r"\s*([0-9][0-9_]*(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", re.ASCII | re.IGNORECASE
 )
@@ -45,8 +51,8 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def mask_password(uri: str) -> str:
-    """Return the address with whatever stands before its @ hidden."""
-    return re.sub(r"//[^/@]*@", "//***@", uri)
+    """Return the address with whatever stands before its last @ hidden: a password may hold / and @, too."""
+    return re.sub(r"^(\w+://)?.*@", r"\1***@", uri, flags=re.DOTALL)
 
 
 def format_size(size: int) -> str:
@@ -85,14 +91,17 @@ def read_size(value: object) -> int:
         size = value
     else:
         size = round(_number_and_unit(value, _SIZES_FOLDED, "size", "10kB, 100MB or 1GiB"))
-    if size < 1:
-        raise UsageRefusal(f"A size of {value} is not possible: give at least 1B.")
+    if not 1 <= size <= _LARGEST_SIZE:
+        raise UsageRefusal(f"A size of {value} is not possible: give at least 1B, and at most {format_size(_LARGEST_SIZE)}.")
     return size
 
 
 def read_seconds(value: object) -> float:
     """Read a duration in seconds, such as `120`, `500ms` or `2m`."""
-    return _number_and_unit(value, _TIMES, "duration", "500ms, 30s or 2m")
+    seconds = _number_and_unit(value, _TIMES, "duration", "500ms, 30s or 2m")
+    if seconds > _LONGEST_SECONDS:
+        raise UsageRefusal(f"A duration of {value} is not possible: give at most {_LONGEST_SECONDS:.0f} seconds.")
+    return seconds
 
 
 def write_seconds(value: float) -> Scalar:
@@ -110,11 +119,13 @@ def read_positive_seconds(value: object) -> float:
 
 def _read_whole(value: object, least: int, what: str) -> int:
     text = str(value).strip().replace("_", "")
-    if isinstance(value, (bool, float)) or not text.isascii() or not text.lstrip("-").isdigit():
+    if isinstance(value, (bool, float)) or not _WHOLE_NUMBER.fullmatch(text):
         raise UsageRefusal(f"{value!r} is not a whole number.")
     number = int(text)
     if number < least:
         raise UsageRefusal(f"{number} is too small for {what}: give at least {least}.")
+    if number > _LARGEST_COUNT:
+        raise UsageRefusal(f"{number} is too large for {what}: give at most {_LARGEST_COUNT}.")
     return number
 
 
@@ -154,8 +165,10 @@ def read_fraction(value: object) -> float:
 
 def read_text(value: object) -> str:
     """Read plain text of one line."""
-    if not isinstance(value, str) or "\n" in value or "\0" in value:
-        raise UsageRefusal(f"{value!r} is not a line of text.")
+    if not isinstance(value, str):
+        raise UsageRefusal(f"{value!r} is not a text.")
+    if not value.isprintable():
+        raise UsageRefusal(f"{value!r} is not a plain line of text: it holds line breaks or other control characters.")
     return value
 
 
@@ -164,24 +177,27 @@ def read_uri(value: object) -> str:
     uri = read_text(value).strip()
     if not uri:
         return ""
-    masked = mask_password(uri)
-    parts = urlsplit(uri)
-    if parts.scheme not in ("http", "https"):
-        raise UsageRefusal(f"The address {masked!r} does not begin with http:// or https://: write https://{masked}.")
-    if "@" in parts.netloc:
+    if "@" in uri:
+        # Also behind the host: what looks like a path may be the rest of a password with a / in it.
         raise UsageRefusal(
-            f"The address {masked!r} holds a user name or password, which would end up in results and logs: "
-            "put them into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+            f"The address {mask_password(uri)!r} holds a user name or password, which would end up in results and "
+            "logs: put them into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (in a path, write %40 for @)."
         )
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        raise UsageRefusal(f"The address {uri!r} names no host: write https://host or http://host:5000.") from None
+    if parts.scheme not in ("http", "https"):
+        raise UsageRefusal(f"The address {uri!r} does not begin with http:// or https://: write https://host.")
     if not parts.hostname:
-        raise UsageRefusal(f"The address {masked!r} names no host: write https://host or http://host:5000.")
+        raise UsageRefusal(f"The address {uri!r} names no host: write https://host or http://host:5000.")
     try:
         _ = parts.port
     except ValueError:
-        raise UsageRefusal(f"The address {masked!r} has an impossible port: use 1 to 65535.") from None
+        raise UsageRefusal(f"The address {uri!r} has an impossible port: use 1 to 65535.") from None
     if parts.query or parts.fragment:
-        raise UsageRefusal(f"The address {masked!r} has a ? or # part: give only scheme, host, port and path.")
-    return uri.rstrip("/")
+        raise UsageRefusal(f"The address {uri!r} has a ? or # part: give only scheme, host, port and path.")
+    return uri.rstrip("/ ")
 
 
 COUNT = Kind("N", read_count, int)

@@ -31,7 +31,8 @@ def recover(folder: RunFolder) -> list[str]:
         for event in events
         if event["event"] == "step"
     }
-    notes, ranks, size = [], [], 0
+    notes, ranks = [], []
+    size = max(int(facts.get("ranks", 1)), len(files))
     with ResultWriter(folder.result, plan, facts) as writer:
         for path in files:
             try:

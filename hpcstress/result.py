@@ -10,7 +10,9 @@ Journals are what survives a crash; this file is written beside its name and ren
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -98,10 +100,13 @@ class ResultWriter:
 
         self.path = path
         self._part = path.with_name(path.name + ".part")
-        self._file = h5py.File(self._part, "w", rdcc_nbytes=1 << 20)
+        with self._writing():
+            # Since 1.10 HDF5 has checksums for what describes the data, Fletcher's are for the data: a damaged file is
+            # told from a whole one, and never read.
+            self._file = h5py.File(self._part, "w", libver=("v110", "v110"), rdcc_nbytes=1 << 20)
         self._file.attrs["format_version"] = FORMAT_VERSION
-        self._file.attrs["plan"] = plan_toml
-        self._file.attrs["facts"] = json.dumps(facts)
+        self._file.attrs["plan"] = _text(plan_toml)
+        self._file.attrs["facts"] = _text(json.dumps(facts))
         self._columns = [
             self._file.create_dataset(
                 f"attempts/{name}",
@@ -112,6 +117,7 @@ class ResultWriter:
                 compression="gzip",
                 compression_opts=1,
                 shuffle=True,
+                fletcher32=True,
             )
             for name in COLUMNS
         ]
@@ -132,23 +138,39 @@ class ResultWriter:
 
     def _store(self, rows: Rows) -> None:
         start, self._length = self._length, self._length + len(rows)
-        for name, column in zip(COLUMNS, self._columns, strict=True):
-            column.resize((self._length,))
-            column[start : self._length] = rows[name]
+        with self._writing():
+            for name, column in zip(COLUMNS, self._columns, strict=True):
+                column.resize((self._length,))
+                column[start : self._length] = rows[name]
 
     def finish(self, tables: Mapping[str, Rows], notes: Iterable[str], complete: bool) -> None:
         """Write the tables and what is to be said, and give the file its name."""
         if self._held_length:
             self._store(np.concatenate(self._held))
             self._held, self._held_length = [], 0
-        for table, dtype in TABLES.items():
-            rows = tables.get(table, np.zeros(0, dtype))
-            for name in dtype.names or ():
-                self._file.create_dataset(f"{table}/{name}", data=rows[name], dtype=dtype[name])
-        self._file.attrs["notes"] = json.dumps(list(notes))
-        self._file.attrs["complete"] = complete
-        self._file.close()
-        self._part.replace(self.path)
+        with self._writing():
+            for table, dtype in TABLES.items():
+                rows = tables.get(table, np.zeros(0, dtype))
+                for name in dtype.names or ():
+                    checked = {"fletcher32": True} if len(rows) else {}
+                    self._file.create_dataset(f"{table}/{name}", data=rows[name], dtype=dtype[name], **checked)
+            self._file.attrs["notes"] = _text(json.dumps(list(notes)))
+            self._file.attrs["complete"] = complete
+            self._file.flush()
+            self._file.close()
+            self._part.replace(self.path)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            number = getattr(error, "errno", None)
+            reason = os.strerror(number) if number else _first_line(error)
+            raise Refusal(
+                f"The result {self.path} cannot be written: {reason}. The journals hold every row: make room for it, "
+                "then `hpcstress recover DIR`."
+            ) from None
 
     def __enter__(self) -> Self:
         return self
@@ -157,8 +179,12 @@ class ResultWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # A file without its name is of no use to anybody: the journals still hold every row.
-        self._file.close()
-        self._part.unlink(missing_ok=True)
+        if self._part.exists():
+            # On a full disk HDF5 cannot close what it cannot write, and falls over that when the process ends.
+            os.truncate(self._part, 0)
+            with suppress(OSError, RuntimeError):
+                self._file.close()
+            self._part.unlink()
 
 
 class Result:
@@ -183,7 +209,8 @@ class Result:
                 f"{self.path} has format {version}, this hpcstress reads up to {FORMAT_VERSION}: install a newer one."
             )
         try:
-            self.plan_toml = str(self._file.attrs["plan"])
+            plan = self._file.attrs["plan"]
+            self.plan_toml = plan.decode() if isinstance(plan, bytes) else str(plan)
             self.facts: dict[str, Any] = json.loads(self._file.attrs["facts"])
             self.notes: list[str] = json.loads(self._file.attrs["notes"])
             self.complete = bool(self._file.attrs["complete"])
@@ -234,6 +261,12 @@ class Result:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _text(text: str) -> Rows:
+    # Of a fixed length: HDF5 keeps such text under its checksums, any other in a heap that has none.
+    encoded = text.encode()
+    return np.array(encoded, f"S{max(1, len(encoded))}")
 
 
 def _first_line(error: BaseException) -> str:

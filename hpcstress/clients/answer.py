@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import msgspec
+
 from hpcstress.record import Outcome
 
 
@@ -24,6 +26,13 @@ class Failed(Exception):
     def __init__(self, answer: Answer) -> None:
         super().__init__(answer.outcome.name, answer.status, answer.body[:500])
         self.answer = answer
+
+
+_QUOTED, _SHOWN = 500, 200
+
+
+class _Error(msgspec.Struct):
+    message: str
 
 
 _BY_STATUS = {
@@ -61,6 +70,10 @@ def outcome_of(status: int, body: bytes) -> Outcome:
 
 
 def said(body: bytes) -> str:
-    """Return what a server said in one line of printable text, for a sentence that quotes it."""
-    text = body[:500].decode("utf-8", "replace")
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:200]
+    """Return what a server said in a line of printable text: the message of MLflow's JSON, else the body's beginning."""
+    text = body[:_QUOTED].decode("utf-8", "replace")
+    try:
+        message = msgspec.json.decode(body, type=_Error).message
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        message = text
+    return " ".join("".join(c if c.isprintable() else " " for c in message[:_QUOTED]).split())[:_SHOWN]

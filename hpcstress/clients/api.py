@@ -27,6 +27,11 @@ MAX_ANSWER = 1 << 26
 PAGE = 200
 
 
+class _Page(msgspec.Struct):
+    runs: list[dict[str, Any]] | None = None
+    next_page_token: str | None = None
+
+
 class Api:
     """Ask a server questions on a connection of its own, one after the other."""
 
@@ -60,13 +65,13 @@ class Api:
             self.close()
             return Answer(connect_outcome(error), 0, monotonic_ns(), 0, 0, str(error).encode())
 
-    async def call(self, method: str, path: str, body: object = None) -> Any:
-        """Return the decoded JSON of an answer; raise `Failed` unless there is one with 2xx."""
+    async def call(self, method: str, path: str, body: object = None, kind: Any = dict[str, Any]) -> Any:
+        """Return the JSON of an answer, an object; raise `Failed` unless there is one with 2xx."""
         answer = await self.ask(method, path, body)
         if answer.outcome is not Outcome.ok:
             raise Failed(answer)
         try:
-            return msgspec.json.decode(answer.body)
+            return msgspec.json.decode(answer.body, type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise Failed(answer._replace(outcome=Outcome.malformed)) from None
 
@@ -82,21 +87,21 @@ class Api:
         """Yield all active runs of an experiment that a filter matches, page by page."""
         token = ""
         while True:
-            page = await self.post(
-                "runs/search",
-                {
-                    "experiment_ids": [experiment_id],
-                    "filter": condition,
-                    "run_view_type": "ACTIVE_ONLY",
-                    "max_results": PAGE,
-                    **({"page_token": token} if token else {}),
-                },
-            )
-            for run in page.get("runs", ()):
+            question = {
+                "experiment_ids": [experiment_id],
+                "filter": condition,
+                "run_view_type": "ACTIVE_ONLY",
+                "max_results": PAGE,
+                **({"page_token": token} if token else {}),
+            }
+            page = await self.call("POST", f"{API}/runs/search", question, _Page)
+            for run in page.runs or ():
                 yield run
-            token = page.get("next_page_token", "")
-            if not token:
+            if not page.next_page_token:
                 return
+            if page.next_page_token == token:
+                raise Failed(Answer(Outcome.malformed, 200, monotonic_ns(), 0, 0, b"the same page for ever"))
+            token = page.next_page_token
 
     def close(self) -> None:
         """Close the connection."""

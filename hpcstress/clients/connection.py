@@ -7,6 +7,7 @@ parser handles framing, and 80,000 answers a second would each pay for every hea
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterable
 from time import monotonic_ns
 from typing import cast
@@ -21,6 +22,7 @@ MAX_HEAD = 1 << 16
 KEPT_BODY = 1 << 16
 
 _WRITE_AHEAD = 1 << 20
+_INTERIM = re.compile(rb"HTTP/1\.[01] 1")
 _OK = Outcome.ok
 
 
@@ -121,8 +123,8 @@ class Connection(asyncio.Protocol):
             # Nobody asked. What follows could be taken for the answer to the next request.
             self.abandon()
             return
-        if not self._received:
-            self._head = data
+        if not self._body_length:
+            self._head = self._head + data if self._received else data
         self._received += len(data)
         try:
             self._parser.feed_data(data)
@@ -141,9 +143,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._open = False
         self._transport = None
-        if self._resume is not None:
-            self._resume.set_result(None)
-            self._resume = None
+        self.resume_writing()
         if self._waiter is not None:
             if error is None and self._ends_with_connection():
                 self.on_message_complete()
@@ -154,11 +154,17 @@ class Connection(asyncio.Protocol):
         self._resume = self._loop.create_future()
 
     def resume_writing(self) -> None:
-        if self._resume is not None:
-            self._resume.set_result(None)
-            self._resume = None
+        resume, self._resume = self._resume, None
+        # Whoever waited may have been cancelled.
+        if resume is not None and not resume.done():
+            resume.set_result(None)
 
     # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        if self._waiter is None:
+            # A second answer in the same packet: nobody asked for it.
+            self.abandon()
 
     def on_body(self, data: bytes) -> None:
         self._body_length += len(data)
@@ -183,7 +189,9 @@ class Connection(asyncio.Protocol):
 
     def _ends_with_connection(self) -> bool:
         # A body without length and chunks ends where the connection ends. llhttp knows, httptools does not say.
-        head, found, _ = self._head.partition(b"\r\n\r\n")
+        head, found, rest = self._head.partition(b"\r\n\r\n")
+        while found and _INTERIM.match(head):
+            head, found, rest = rest.partition(b"\r\n\r\n")
         head = head.lower()
         return bool(found) and b"\r\ncontent-length:" not in head and b"\r\ntransfer-encoding:" not in head
 

@@ -188,7 +188,7 @@ class WireClient(Client):
         # What a server says becomes part of later requests: nothing but a plain identifier may.
         try:
             info = _decode_run(answer.body).run.info
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return answer._replace(outcome=Outcome.malformed)
         if not _ID.fullmatch(info.run_id):
             return answer._replace(outcome=Outcome.malformed)

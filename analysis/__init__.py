@@ -1,0 +1,1 @@
+"""Read result files of hpcstress: frame -> statistics -> verdict -> figures -> report. Needs no MPI and no MLflow."""

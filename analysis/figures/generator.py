@@ -1,0 +1,112 @@
+"""Whether the generator can be believed: its loop, its lateness, its CPU, its clocks."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
+
+from analysis.figures import style
+from analysis.figures.parts import Steps, draw_spread, medians, new_figure, spread_of, values_of
+from analysis.frame import Frame
+from analysis.percentiles import Values
+from analysis.statistics import by_size
+from analysis.verdict import CPU_SHARE, cpu_share
+
+
+def health(frame: Frame, steps: Steps) -> Figure:
+    """Draw what the generator itself felt: loop lag, lateness, CPU and clock error, for every rank."""
+    figure = new_figure(10.2, 6.6)
+    ((lag, late), (cpu, clock)) = figure.subplots(2, 2)
+    _draw_lag(lag, frame)
+    _draw_lateness(late, steps)
+    _draw_cpu(cpu, frame)
+    _draw_clock(clock, frame)
+    return figure
+
+
+def _draw_lag(axes: Axes, frame: Frame) -> None:
+    axes.set_title("Event loop's lag, worst step")
+    if not len(frame.health):
+        style.nothing(axes, "no rank reported")
+        return
+    ranks, p50 = _worst(frame, frame.health["lag_p50_ns"] / 1e9)
+    _, p99 = _worst(frame, frame.health["lag_p99_ns"] / 1e9)
+    style.seconds_axis(axes.yaxis, [*p50, *p99])
+    _rank_axis(axes, ranks)
+    _draw_points(axes, ranks, p50, style.PERCENTILES["p50"])
+    _draw_points(axes, ranks, p99, style.PERCENTILES["p99"])
+    style.label_right(
+        axes, [(float(p50[-1]), "p50", style.PERCENTILES["p50"]), (float(p99[-1]), "p99", style.PERCENTILES["p99"])]
+    )
+
+
+def _draw_cpu(axes: Axes, frame: Frame) -> None:
+    axes.set_title("CPU of a core, busiest step")
+    if not len(frame.health):
+        style.nothing(axes, "no rank reported")
+        return
+    ranks, shares = _worst(frame, 100 * cpu_share(frame.health))
+    axes.set_ylim(0, 1.08 * max(100.0, shares.max()))
+    _rank_axis(axes, ranks)
+    _draw_points(axes, ranks, shares, style.BLUE)
+    axes.axhline(100 * CPU_SHARE, color=style.RED, linestyle="--", linewidth=1.1)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f} %"))
+    style.label_right(axes, [(100 * CPU_SHARE, "too busy", style.RED)])
+
+
+def _draw_clock(axes: Axes, frame: Frame) -> None:
+    axes.set_title("Clock's error bound against rank 0")
+    others = frame.ranks[frame.ranks["error_ns"] > 0]
+    if not len(others):
+        style.nothing(axes, "one clock" if len(frame.ranks) else "no rank reported")
+        return
+    style.seconds_axis(axes.yaxis, list(others["error_ns"] / 1e9))
+    _rank_axis(axes, frame.ranks["rank"])
+    _draw_points(axes, others["rank"], others["error_ns"] / 1e9, style.BLUE)
+
+
+def _draw_lateness(axes: Axes, steps: Steps) -> None:
+    axes.set_title("Lateness beside service time")
+    sizes = by_size(steps)
+    series = (
+        ("service p50", style.GREY, spread_of(sizes, lambda step: step.service.p50.value)),
+        ("lateness p99", style.PERCENTILES["p99"], spread_of(sizes, lambda step: step.lateness.p99.value)),
+        ("lateness p50", style.PERCENTILES["p50"], spread_of(sizes, lambda step: step.lateness.p50.value)),
+    )
+    if not any(spread for _, _, spread in series):
+        style.nothing(axes, "no request was sent")
+        return
+    style.seconds_axis(axes.yaxis, [value for _, _, spread in series for value in values_of(spread)])
+    style.size_axis(axes, list(sizes))
+    axes.set_xlabel("runs that start at once")
+    labels = []
+    for words, colour, spread in series:
+        if spread:
+            draw_spread(axes, spread, colour)
+            labels.append((medians(spread)[-1], words, colour))
+    style.label_right(axes, labels)
+
+
+def _worst(frame: Frame, values: Values) -> tuple[Values, Values]:
+    """Return the ranks that reported, and the largest of each one's values."""
+    ranks, place = np.unique(frame.health["rank"], return_inverse=True)
+    worst = np.zeros(len(ranks))
+    np.maximum.at(worst, place, values)
+    return ranks, worst
+
+
+def _draw_points(axes: Axes, ranks: Values, values: Values, colour: str) -> None:
+    few = len(ranks) <= 100
+    axes.plot(ranks, values, "o", color=colour, markersize=5 if few else 2, rasterized=not few)
+
+
+def _rank_axis(axes: Axes, ranks: Values) -> None:
+    axes.set_xlabel("rank")
+    first, last = int(ranks.min()), int(ranks.max())
+    room = max(0.6, 0.03 * len(ranks))
+    axes.set_xlim(first - room, last + room)
+    ticks = [tick for tick in MaxNLocator(8, integer=True).tick_values(first, last) if first <= tick <= last]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: style.amount(value)))

@@ -1,0 +1,168 @@
+"""What happened when: runs in flight, answers, failures, and what the server used."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import cycle
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from analysis import units
+from analysis.figures import style
+from analysis.figures.parts import draw_legend, groups_of, new_figure
+from analysis.percentiles import Values
+from analysis.timeline import Span, Timeline, Usage
+
+
+def timeline(line: Timeline) -> Figure:
+    """Draw the steps of a job side by side: runs in flight, answers, failures by cause, and what the server used.
+
+    Within a step time runs evenly; a short step is drawn wider than its share, and pauses are left out.
+    """
+    places = _places(line.spans)
+    causes = Counter[str]()
+    for span in line.spans:
+        causes.update({name: int(counts.sum()) for name, counts in span.failures.items()})
+    panels: list[tuple[float, str, Callable[[Axes], None]]] = [
+        (1.3, "Runs in flight", lambda axes: _draw_in_flight(axes, line.spans, places)),
+        (1.3, "Good answers per second", lambda axes: _draw_answers(axes, line.spans, places)),
+    ]
+    if causes:
+        panels.append(
+            (1.2, "Failed attempts since the step began", lambda axes: _draw_failed(axes, line.spans, places, causes))
+        )
+    if line.server and line.spans:
+        panels.append(
+            (0.9, "Server's CPU (cores)", lambda axes: _draw_usage(axes, line, places, lambda use: use.cores))
+        )
+        panels.append(
+            (0.9, "Server's memory (GB)", lambda axes: _draw_usage(axes, line, places, lambda use: use.memory / 1e9))
+        )
+    heights = [height for height, _, _ in panels]
+    figure = new_figure(10.2, 0.9 + 1.35 * sum(heights))
+    grid = figure.subplots(len(panels), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
+    for axes, (_, title, draw) in zip(grid, panels, strict=True):
+        axes.set_title(title, pad=16 if axes is grid[0] else None)
+        axes.grid(visible=False, axis="x")
+        for low, high in places:
+            axes.axvspan(low, high, color="#f3f4f6", linewidth=0, zorder=0)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: style.amount(value)))
+        whole = not title.startswith("Server")
+        axes.yaxis.set_major_locator(MaxNLocator(4 if whole else 3, integer=whole))
+        draw(axes)
+        axes.set_ylim(0, max(axes.get_ylim()[1], 1.0 if whole else 0.0))
+    grid[0].set_xlim(-0.003, 1.003)
+    if line.spans:
+        _write_times(grid[-1], line.spans, places)
+        _name_spans(grid[0], line.spans, places)
+        grid[-1].set_xlabel("time since each step began (numbers at the top: its runs)")
+    else:
+        for axes in grid:
+            style.nothing(axes, "no step was played")
+    return figure
+
+
+def _places(spans: Sequence[Span]) -> list[tuple[float, float]]:
+    """Return where each step begins and ends between 0 and 1: as long as it took, but at least half an equal share."""
+    if not spans:
+        return []
+    lengths = np.array([span.end - span.begin for span in spans])
+    shares = np.maximum(lengths / lengths.sum(), 0.5 / len(spans))
+    gap = min(0.008, 0.2 / len(spans))
+    widths = shares / shares.sum() * (1 - gap * (len(spans) - 1))
+    begins = np.concatenate([[0.0], np.cumsum(widths + gap)[:-1]])
+    return [(float(begin), float(begin + width)) for begin, width in zip(begins, widths, strict=True)]
+
+
+def _edges(span: Span, place: tuple[float, float]) -> Values:
+    """Return the edges of a step's slices where it is drawn; the last slice ends with the step."""
+    times = np.append(np.arange(len(span.in_flight)) * span.width, span.end - span.begin)
+    low, high = place
+    return low + (high - low) * np.minimum(times / (span.end - span.begin), 1.0)
+
+
+def _draw_in_flight(axes: Axes, spans: Sequence[Span], places: Sequence[tuple[float, float]]) -> None:
+    for span, place in zip(spans, places, strict=True):
+        edges = _edges(span, place)
+        axes.stairs(span.in_flight, edges, fill=True, color=style.SKY, alpha=0.45)
+        axes.stairs(span.in_flight, edges, color=style.BLUE, linewidth=1.2)
+
+
+def _draw_answers(axes: Axes, spans: Sequence[Span], places: Sequence[tuple[float, float]]) -> None:
+    for span, place in zip(spans, places, strict=True):
+        axes.stairs(span.answers, _edges(span, place), fill=True, color=style.BLUE)
+
+
+def _draw_failed(
+    axes: Axes, spans: Sequence[Span], places: Sequence[tuple[float, float]], causes: Counter[str]
+) -> None:
+    groups = groups_of(causes)
+    for span, place in zip(spans, places, strict=True):
+        base = np.zeros(len(span.in_flight))
+        for group in groups:
+            for cause in group.causes & span.failures.keys():
+                top = base + np.cumsum(span.failures[cause])
+                axes.stairs(top, _edges(span, place), baseline=base, fill=True, color=group.colour)
+                base = top
+        if base[-1]:
+            total = f"{base[-1]:,.0f}"
+            axes.annotate(total, (place[1], base[-1]), (0, 2), textcoords="offset points", ha="right", fontsize=8.5)
+    axes.margins(y=0.15)
+    draw_legend(axes, groups)
+
+
+def _draw_usage(
+    axes: Axes, line: Timeline, places: Sequence[tuple[float, float]], values: Callable[[Usage], Values]
+) -> None:
+    knots = [time for span in line.spans for time in (span.begin, span.end)]
+    drawn_at = [edge for place in places for edge in place]
+    labels = []
+    for usage, colour in zip(line.server, cycle((style.BLUE, style.ORANGE, style.GREEN, style.PURPLE)), strict=False):
+        inside = (usage.time >= knots[0] - 1) & (usage.time <= knots[-1] + 1)
+        heights = values(usage)[inside]
+        axes.plot(np.interp(usage.time[inside], knots, drawn_at), heights, color=colour, linewidth=1.3)
+        known = heights[np.isfinite(heights)]
+        if len(known):
+            labels.append((float(known[-1]), style.text(usage.part), colour))
+    axes.set_ylim(bottom=0)
+    style.label_right(axes, labels, gap=0.17)
+
+
+def _write_times(axes: Axes, spans: Sequence[Span], places: Sequence[tuple[float, float]]) -> None:
+    """Write times below each step: a few round ones where there is room, else that of its end."""
+    ticks: dict[float, str] = {}
+    for span, (low, high) in zip(spans, places, strict=True):
+        length = span.end - span.begin
+        rounds = [
+            time for time in MaxNLocator(max(1, int(9 * (high - low)))).tick_values(0, length) if 0 < time <= length
+        ]
+        times = rounds if high - low > 0.2 else [length]
+        for time in times:
+            where = low + (high - low) * time / length
+            if not ticks or where - max(ticks) > 0.055:
+                ticks[where] = units.seconds(time)
+    axes.set_xticks(list(ticks), list(ticks.values()))
+
+
+def _name_spans(axes: Axes, spans: Sequence[Span], places: Sequence[tuple[float, float]]) -> None:
+    free = -math.inf
+    for span, (low, high) in zip(spans, places, strict=True):
+        words = f"{span.size:,}"
+        centre, half = (low + high) / 2, (len(words) + 1) * 0.0047
+        if centre - half > free:
+            axes.annotate(
+                words,
+                (centre, 1),
+                (0, 3),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8.5,
+                color=style.GREY,
+            )
+            free = centre + half

@@ -1,0 +1,140 @@
+"""One HTML page that needs nothing but itself: the verdict, the answer, pictures, tables, the plan, the facts."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+
+from analysis import figures, units
+from analysis.figures import style
+from analysis.frame import Frame, read
+from analysis.percentiles import Estimate
+from analysis.statistics import Statistics, measure
+from analysis.summary import summary
+from analysis.tables import tables, write_csv
+from analysis.timeline import timeline
+from analysis.verdict import judge
+from hpcstress.errors import UsageRefusal
+from hpcstress.plan import OPTIONS, Plan, flag
+
+__all__ = ["summary", "write_report"]
+
+PAGE = "report.html"
+
+
+def write_report(results: Sequence[Path], folder: Path | None = None) -> Path:
+    """Write the page of one or several results, pictures and tables beside it, and return the page's path.
+
+    By default all go into a folder `report` beside the first result; the files of several results go into numbered
+    folders within.
+    """
+    if not results:
+        raise UsageRefusal("There is nothing to report on: give the path of at least one result.")
+    folder = results[0].parent / "report" if folder is None else folder
+    sections = []
+    for number, path in enumerate(results, 1):
+        home = folder if len(results) == 1 else folder / str(number)
+        home.mkdir(parents=True, exist_ok=True)
+        sections.append(_section(path, home, str(home.relative_to(folder)), f"result-{number}"))
+    page = folder / PAGE
+    page.write_text(_template().render(sections=sections), encoding="utf-8")
+    return page
+
+
+def _template() -> Any:
+    # Host names, notes and what a server said about itself are written by others: all is escaped, always.
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.globals["interval"] = units.interval
+    environment.filters.update(
+        seconds=units.seconds, number=units.number, plain=units.plain, estimate=_estimate, unbroken=_unbroken
+    )
+    return environment.from_string(Path(__file__).with_name(PAGE).read_text("utf-8"))
+
+
+def _section(path: Path, home: Path, beside: str, anchor: str) -> dict[str, Any]:
+    frame = read(path)
+    statistics = measure(frame)
+    verdict = judge(frame, statistics.steps)
+    for name, rows in tables(statistics).items():
+        write_csv(home / f"{name}.csv", rows)
+    return {
+        "anchor": anchor,
+        "title": f"{path.parent.name}/{path.name}" if path.parent.name else path.name,
+        "beside": beside,
+        "frame": frame,
+        "verdict": verdict,
+        "steps": statistics.steps,
+        "operations": statistics.operations,
+        "pictures": _pictures(frame, statistics, home),
+        "few": any(not step.service.p99.enough for step in statistics.steps),
+        "changed": [row for row in _plan(frame.plan) if row["changed"]],
+        "options": _plan(frame.plan),
+        "facts": [*_facts(frame.facts), ("attempts", f"{frame.length:,}"), ("ranks", _ranks(frame))],
+    }
+
+
+def _pictures(frame: Frame, statistics: Statistics, home: Path) -> dict[str, str]:
+    """Draw every figure, save it as PNG, and return it as the address of an SVG that holds all its data."""
+    with style.context():
+        drawn = {
+            "scaling": figures.scaling(statistics.steps, frame.objective),
+            "operations": figures.operations(statistics.operations),
+            "percentiles": figures.percentiles(statistics.requests, frame.objective),
+            "timeline": figures.timeline(timeline(frame)),
+            "health": figures.health(frame, statistics.steps),
+        }
+        addresses = {}
+        for name, figure in drawn.items():
+            figure.savefig(home / f"{name}.png", dpi=160)
+            svg = io.BytesIO()
+            figure.savefig(svg, format="svg", metadata={"Date": None})
+            addresses[name] = "data:image/svg+xml;base64," + base64.b64encode(svg.getvalue()).decode("ascii")
+    return addresses
+
+
+def _estimate(estimate: Estimate) -> str:
+    return units.seconds(estimate.value) + ("" if estimate.enough or estimate.value != estimate.value else "\u2009†")
+
+
+def _unbroken(text: str) -> str:
+    """Return text in which no line ends between a duration and its unit."""
+    return re.sub(r"(?<=\d) (?=(?:s|ms|µs)\b)", "\u00a0", text)
+
+
+def _plan(options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    default = Plan().as_mapping()
+    return [
+        {
+            "flag": flag(name),
+            "value": _text(value),
+            "default": _text(default[name]) if name in default else units.UNKNOWN,
+            "changed": name not in default or value != default[name],
+            "help": OPTIONS[name].metadata["help"] if name in OPTIONS else "An option of another hpcstress.",
+        }
+        for name, value in options.items()
+    ]
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _facts(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _facts(value, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", _text(value)
+
+
+def _ranks(frame: Frame) -> str:
+    hosts = [bytes(host).decode("utf-8", "replace") for host in np.unique(frame.ranks["host"])]
+    where = f" on {units.count(len(hosts), 'host')}: {', '.join(hosts)}" if hosts else ""
+    return f"{len(frame.ranks):,}{where}"

@@ -1,0 +1,212 @@
+"""The verdict on the measurement, before any answer: whether generator and clocks could measure what is claimed.
+
+VALID is what is left when none of these holds for any step:
+
+CLIENT-BOUND: the generator, and not the server, may have made the numbers. Three observations say so, each compared
+with the latencies of the same step, because a millisecond matters beside 5 ms and not beside 5 s:
+
+* Lateness. A run sends its next request as soon as the one before has ended; what it is late is load that was not
+  offered. If 1 % of the requests are late by more than a tenth of the usual (p50) service time, parts of the run were
+  played at less than 90 % of the speed of a real job.
+* Loop lag. An answer is stamped when the event loop gets to it, so service times contain the loop's lag. Like is
+  compared with like: the lag's p99 must stay below a tenth of the service time's p99, and its p50 below a tenth of
+  the p50.
+* CPU. A rank that used more than 90 % of a core during a step has no room left in which to be on time.
+
+Below a millisecond nothing is called late: that is what a busy node's scheduler does to anybody, and MLflow does not
+answer so fast that it would show.
+
+CLOCK-UNSURE: ranks agree on the time only within an error: half the best round trip to rank 0, and what the clocks
+drifted apart during the job. Latencies do not suffer, each is measured with one clock. The claim that suffers is that
+runs began together: if the error exceeds a tenth of a step's usual service time (and a millisecond), the runs of some
+ranks were well into their work when those of others began.
+
+INCOMPLETE: rows are missing, so that counts are too low, and percentiles those of what was left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from analysis.answer import answer_of, audit_of, remarks_of
+from analysis.frame import Frame
+from analysis.statistics import StepStatistics
+from analysis.units import count, plain, seconds
+from hpcstress.result import Rows
+
+SHARE = 0.1
+NOTICEABLE = 1e-3
+CPU_SHARE = 0.9
+
+
+class Value(StrEnum):
+    """What can be said of a measurement."""
+
+    VALID = "VALID"
+    CLIENT_BOUND = "CLIENT-BOUND"
+    CLOCK_UNSURE = "CLOCK-UNSURE"
+    INCOMPLETE = "INCOMPLETE"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Hold one value and the sentence that says the evidence."""
+
+    value: Value
+    evidence: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Hold all that is said before any table: on the measurement, the answer, the audit, what else is remarkable."""
+
+    findings: tuple[Finding, ...]
+    answer: str
+    audit: str
+    remarks: tuple[str, ...]
+
+    @property
+    def values(self) -> frozenset[Value]:
+        """Return VALID alone, or all the others that hold."""
+        return frozenset(finding.value for finding in self.findings)
+
+    @property
+    def title(self) -> str:
+        """Return the values as one line, the gravest first."""
+        return ", ".join(value for value in reversed(Value) if value in self.values)
+
+
+def judge(frame: Frame, steps: tuple[StepStatistics, ...]) -> Verdict:
+    """Return what a result says, in sentences."""
+    return Verdict(
+        findings=measurement(frame, steps),
+        answer=answer_of(steps, frame.objective, frame.audit),
+        audit=audit_of(frame.audit),
+        remarks=remarks_of(steps, frame.objective),
+    )
+
+
+def measurement(frame: Frame, steps: tuple[StepStatistics, ...]) -> tuple[Finding, ...]:
+    """Return what holds of a measurement, each value with its evidence."""
+    evidence = (
+        (Value.INCOMPLETE, _incomplete(frame)),
+        (Value.CLOCK_UNSURE, _clock_unsure(frame, steps)),
+        (Value.CLIENT_BOUND, _late(steps)),
+        (Value.CLIENT_BOUND, _lagging(frame, steps)),
+        (Value.CLIENT_BOUND, _out_of_cpu(frame, steps)),
+    )
+    found = tuple(Finding(value, sentence) for value, sentence in evidence if sentence)
+    return found or (Finding(Value.VALID, _valid(frame)),)
+
+
+def _valid(frame: Frame) -> str:
+    ranks = count(max(1, len(frame.ranks)), "rank")
+    if len(frame.ranks) > 1:
+        error = seconds(float(frame.ranks["error_ns"].max()) / 1e9)
+        return f"{ranks} delivered every attempt, kept up with the server, and agree on the time within {error}."
+    return f"The generator ({ranks}) delivered every attempt and kept up with the server."
+
+
+def _incomplete(frame: Frame) -> str:
+    if not frame.length:
+        return "The result holds no attempt at all."
+    if frame.complete:
+        return ""
+    missing = frame.ranks[~frame.ranks["complete"]]
+    if not len(missing):
+        return "The job did not come to its end; its notes say why."
+    first = missing[0]
+    others = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+    where = f"rank {first['rank']} on {plain(first['host'].decode('utf-8', 'replace'))}{others}"
+    return f"{len(missing):,} of {count(len(frame.ranks), 'rank')} did not come to an end ({where})."
+
+
+def _clock_unsure(frame: Frame, steps: tuple[StepStatistics, ...]) -> str:
+    if not len(frame.ranks) or not steps:
+        return ""
+    elapsed = np.nanmax([0.0, *(step.began + step.duration - steps[0].began for step in steps)])
+    errors = frame.ranks["error_ns"] / 1e9 + np.abs(frame.ranks["drift_ppm"]) * 1e-6 * elapsed
+    worst = int(np.argmax(errors))
+    unsure = [step for step in steps if _matters(errors[worst], step.service.p50.value)]
+    if not unsure:
+        return ""
+    quickest = min(unsure, key=lambda step: step.service.p50.value)
+    return (
+        f"The clock of rank {frame.ranks['rank'][worst]} is known only within {seconds(float(errors[worst]))}, but a "
+        f"request usually took {seconds(quickest.service.p50.value)} at {count(quickest.size, 'run')}: "
+        "that the runs of all ranks began together cannot be shown."
+    )
+
+
+def _late(steps: tuple[StepStatistics, ...]) -> str:
+    late = [step for step in steps if _matters(step.lateness.p99.value, step.service.p50.value)]
+    if not late:
+        return ""
+    step = max(late, key=lambda step: step.lateness.p99.value / step.service.p50.value)
+    return (
+        f"The generator was late: at {_where(step)} the p99 of its delays was {seconds(step.lateness.p99.value)}, "
+        f"beside a service time of {seconds(step.service.p50.value)} (p50){_of_all(late, steps)}."
+    )
+
+
+def _lagging(frame: Frame, steps: tuple[StepStatistics, ...]) -> str:
+    lagging = []
+    for step, rows in _health(frame, steps):
+        for level, service in (("p99", step.service.p99.value), ("p50", step.service.p50.value)):
+            worst = rows[np.argmax(rows[f"lag_{level}_ns"])]
+            lag = float(worst[f"lag_{level}_ns"]) / 1e9
+            if _matters(lag, service):
+                lagging.append((lag / service, level, lag, service, worst["rank"], step))
+    if not lagging:
+        return ""
+    _, level, lag, service, rank, step = max(lagging, key=lambda found: found[0])
+    return (
+        f"The generator's event loop lagged: on rank {rank} at {_where(step)} by {seconds(lag)} ({level}), beside a "
+        f"service time of {seconds(service)} ({level}){_of_all([found[-1] for found in lagging], steps)}."
+    )
+
+
+def _out_of_cpu(frame: Frame, steps: tuple[StepStatistics, ...]) -> str:
+    busy = []
+    for step, rows in _health(frame, steps):
+        shares = cpu_share(rows)
+        worst = int(np.argmax(shares))
+        if shares[worst] > CPU_SHARE:
+            busy.append((shares[worst], rows["rank"][worst], step))
+    if not busy:
+        return ""
+    share, rank, step = max(busy, key=lambda found: found[0])
+    return (
+        f"The generator was out of CPU: rank {rank} used {share:.0%} of a core at {_where(step)}"
+        f"{_of_all([found[-1] for found in busy], steps)}: use more ranks."
+    )
+
+
+def cpu_share(health: Rows) -> Rows:
+    """Return the share of a core that each row of the table `health` stands for, 0 where no time passed."""
+    wall = health["wall_seconds"]
+    shares: Rows = np.divide(health["cpu_seconds"], wall, out=np.zeros(len(health)), where=wall > 0)
+    return shares
+
+
+def _health(frame: Frame, steps: tuple[StepStatistics, ...]) -> Iterator[tuple[StepStatistics, Rows]]:
+    for step in steps:
+        rows = frame.health[frame.health["step"] == step.step]
+        if len(rows):
+            yield step, rows
+
+
+def _matters(delay: float, usual: float) -> bool:
+    return bool(delay > NOTICEABLE and delay > SHARE * usual)
+
+
+def _where(step: StepStatistics) -> str:
+    return f"{count(step.size, 'run')} (repeat {step.repeat + 1})"
+
+
+def _of_all(some: list[StepStatistics], steps: tuple[StepStatistics, ...]) -> str:
+    return f" (so in {len({step.step for step in some})} of {len(steps):,} steps)" if len(steps) > 1 else ""

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from analysis import figures
+from analysis.figures import style
+from analysis.frame import Frame, read
+from analysis.statistics import measure
+from analysis.timeline import Span, Timeline, timeline
+from hpcstress.record import Operation, Outcome
+from tests.analysis.results import Fault, Outage, rows, story, usual, write
+
+EVERY_CAUSE = [
+    Fault(100, Operation.log_params, outcome, 0.07, 0.1 + 0.05 * outcome)
+    for outcome in Outcome
+    if outcome is not Outcome.ok
+]
+DEAD = [Fault(size, Operation.connect, Outcome.refused, 1.0, 0.0003) for size in (10, 30, 100)]
+LOCKED = [Fault(size, Operation.create_run, Outcome.auth, 1.0, 0.1) for size in (10, 30, 100)]
+
+RESULTS: dict[str, Callable[[Path], Path]] = {
+    "usual": usual,
+    "outage": lambda path: story(path, outage=Outage(100, 1.5, 4.0), spread=6.0),
+    "one step, one repeat, one rank, no server": lambda path: story(path, runs=(50,), repeats=1, ranks=1, server=False),
+    "64 ranks, many steps": lambda path: story(
+        path, runs=(64, 128, 256, 512, 1024, 2048), repeats=3, ranks=64, capacity=400
+    ),
+    "every cause": lambda path: story(path, faults=EVERY_CAUSE),
+    "no connection": lambda path: story(path, faults=DEAD),
+    "no success": lambda path: story(path, faults=LOCKED, server=False),
+    "far objective": lambda path: story(path, objective=3600.0),
+    "empty": lambda path: write(path, rows([]), {}),
+}
+
+
+def drawn(frame: Frame) -> Iterator[tuple[str, Figure]]:
+    statistics = measure(frame)
+    yield "scaling", figures.scaling(statistics.steps, frame.objective)
+    yield "operations", figures.operations(statistics.operations)
+    yield "percentiles", figures.percentiles(statistics.requests, frame.objective)
+    yield "timeline", figures.timeline(timeline(frame))
+    yield "health", figures.health(frame, statistics.steps)
+
+
+def overlapping(figure: Figure) -> list[tuple[str, str]]:
+    """Return the pairs of visible texts that cover each other, after the figure has been laid out."""
+    FigureCanvasAgg(figure).draw()
+    hidden = {text for axes in figure.axes if not axes.get_visible() for text in axes.findobj(Text)}
+    for axis in [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]:
+        low, high = sorted(axis.get_view_interval())
+        hidden |= {tick.label1 for tick in axis.get_major_ticks() if not low <= tick.get_loc() <= high}
+    written = [text for text in figure.findobj(Text) if text.get_text().strip() and text not in hidden]
+    boxes = [(text.get_text(), text.get_window_extent().padded(-1)) for text in written if text.get_visible()]
+    return [(one, other) for (one, a), (other, b) in combinations(boxes, 2) if a.overlaps(b)]
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_no_text_covers_another(name: str, tmp_path: Path) -> None:
+    frame = read(RESULTS[name](tmp_path / "result.h5"))
+
+    with style.context():
+        covered = {figure_name: pairs for figure_name, figure in drawn(frame) if (pairs := overlapping(figure))}
+
+    assert covered == {}
+
+
+def test_forty_steps_of_ten_thousand_runs_are_named_where_there_is_room() -> None:
+    counts = np.array([10_000, 1])
+    spans = tuple(Span(10_000, repeat, 9.0 * repeat, 9.0 * repeat + 8, 4.0, counts, counts, {}) for repeat in range(40))
+
+    with style.context():
+        figure = figures.timeline(Timeline(spans, ()))
+
+        assert overlapping(figure) == []
+    assert 10 < texts(figure).count("10,000") < 40
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(Text)]
+
+
+def test_formulas_and_letters_of_strange_names_are_drawn_as_text(tmp_path: Path) -> None:
+    frame = read(story(tmp_path / "r.h5", runs=(10,), repeats=1))
+    frame.server["part"] = b"$\\frac{\xff\x1b"
+
+    with style.context():
+        figure = figures.timeline(timeline(frame))
+        FigureCanvasAgg(figure).draw()
+
+    assert "$\\frac{?" in texts(figure)
+
+
+def test_the_objective_is_a_line_where_it_is_near_and_a_note_where_it_is_far(tmp_path: Path) -> None:
+    steps = measure(read(story(tmp_path / "r.h5"))).steps
+
+    assert "objective 1 s" in texts(figures.scaling(steps, 1.0))
+    assert "objective of p99: 3600 s" in texts(figures.scaling(steps, 3600.0))
+
+
+def test_repeats_show_as_points_and_as_a_band(tmp_path: Path) -> None:
+    steps = measure(read(story(tmp_path / "r.h5", runs=(10, 30), repeats=3))).steps
+
+    duration = figures.scaling(steps, 1.0).axes[0]
+
+    points = duration.lines[1].get_xydata().tolist()
+    assert points == [[step.size, step.duration] for size in (10, 30) for step in steps if step.size == size]
+    assert len(duration.collections) == 2
+
+
+def test_failures_are_stacked_to_their_share_of_all_attempts(usual_result: Path) -> None:
+    statistics = measure(read(usual_result))
+
+    failures = figures.scaling(statistics.steps, 1.0).axes[3]
+
+    tall = max(bar.get_y() + bar.get_height() for bar in failures.patches)
+    steps = [step for step in statistics.steps if step.size == 100]
+    tried = sum(step.requests + step.connect.count for step in steps)
+    assert tall == pytest.approx(100 * sum(step.failed for step in steps) / tried)
+
+
+def test_a_percentile_of_too_few_requests_is_drawn_hollow(usual_result: Path) -> None:
+    statistics = measure(read(usual_result))
+
+    figure = figures.operations(statistics.operations)
+
+    assert "n too small: a lower bound" in texts(figure)
+    hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
+    assert len(hollow) == sum(
+        not estimate.enough
+        for row in statistics.operations
+        if row.operation == "connect"
+        for estimate in (row.service.p50, row.service.p95, row.service.p99)
+    )
+
+
+def test_a_curve_ends_at_the_slowest_request(usual_result: Path) -> None:
+    statistics = measure(read(usual_result))
+
+    axes = figures.percentiles(statistics.requests, 1.0).axes[0]
+
+    ends = [float(line.get_ydata()[-1]) for line in axes.lines if len(line.get_xdata()) == 300]
+    assert ends == [sample.values[-1] / 1e9 for sample in statistics.requests.values()]

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from analysis.summary import summary
+from tests.analysis.results import rows, write
+
+
+def test_the_summary_is_the_verdict_the_answer_the_audit_the_notes_and_a_small_table(usual_result: Path) -> None:
+    verdict, answer, audit, note, empty, head, *table = summary(usual_result).splitlines()
+
+    assert verdict.startswith("VALID: 4 ranks delivered every attempt")
+    assert answer.startswith("Takes 30 parallel runs")
+    assert audit.startswith("The audit read back 252 runs: everything")
+    assert note == "The server answered 400: QueuePool limit of size 5 overflow 10 reached."
+    assert empty == ""
+    assert head.split() == ["runs", "repeats", "duration", "answers/s", "p50", "p99", "failed"]
+    assert [line.split()[0] for line in table] == ["10", "30", "100"]
+    assert len({len(line) for line in [head, *table]}) == 1
+
+
+def test_what_servers_said_does_not_reach_the_terminal_as_commands(tmp_path: Path) -> None:
+    text = summary(write(tmp_path / "r.h5", rows([]), {}, notes=["\x1b]0;gone\x07 twice\nover"] * 50))
+
+    assert "\x1b" not in text
+    assert text.count("]0;gone twice over\n") == 10
+
+
+def test_the_summary_of_nothing_is_short(tmp_path: Path) -> None:
+    lines = summary(write(tmp_path / "r.h5", rows([]), {})).splitlines()
+
+    assert lines[0] == "INCOMPLETE: The result holds no attempt at all."
+    assert len(lines) == 3
+
+
+def test_the_summary_needs_nothing_that_a_rank_does_not_have(usual_result: Path) -> None:
+    program = (
+        "import sys, analysis.summary; analysis.summary.summary(sys.argv[1]); "
+        "print({'pandas', 'matplotlib', 'jinja2', 'pyarrow', 'mpi4py', 'mlflow'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", program, usual_result], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "set()\n"
