@@ -66,6 +66,10 @@ def answer_of(steps: tuple[StepStatistics, ...], objective: float, audit: Rows) 
             f"with a p99 of {seconds(size.p99)} and no errors."
         )
     what = _what_broke(sizes[first], objective)
+    # Slowness comes before failure: who reads that it is slow wants to know, too, where and why it fails.
+    failing = next((size for size in sizes[first:] if any(step.failed for step in size.steps)), sizes[first])
+    if failing is not sizes[first]:
+        what += f"; at {failing.size:,} {_what_broke(failing, objective)}"
     if not first:
         return f"Does not take even {count(sizes[0].size, 'parallel run')}, the smallest step tried: {what}."
     size = sizes[first - 1]

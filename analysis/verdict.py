@@ -6,11 +6,10 @@ CLIENT-BOUND: the generator, and not the server, may have made the numbers. Thre
 with the latencies of the same step, because a millisecond matters beside 5 ms and not beside 5 s:
 
 * Lateness. A run sends its next request as soon as the one before has ended; what it is late is load that was not
-  offered. If 1 % of the requests are late by more than a tenth of the usual (p50) service time, parts of the run were
-  played at less than 90 % of the speed of a real job.
-* Loop lag. An answer is stamped when the event loop gets to it, so service times contain the loop's lag. Like is
-  compared with like: the lag's p99 must stay below a tenth of the service time's p99, and its p50 below a tenth of
-  the p50.
+  offered. Like is compared with like: its p99 must stay below a tenth of the service time's p99, its p50 below a
+  tenth of the p50. Beyond that, runs were played at less than 90 % of the speed of a real job.
+* Loop lag. An answer is stamped when the event loop gets to it, so service times contain the loop's lag; it is
+  compared in the same way.
 * CPU. A rank that used more than 90 % of a core during a step has no room left in which to be on time.
 
 Below a millisecond nothing is called late: that is what a busy node's scheduler does to anybody, and MLflow does not
@@ -143,13 +142,18 @@ def _clock_unsure(frame: Frame, steps: tuple[StepStatistics, ...]) -> str:
 
 
 def _late(steps: tuple[StepStatistics, ...]) -> str:
-    late = [step for step in steps if _matters(step.lateness.p99.value, step.service.p50.value)]
+    late = []
+    for step in steps:
+        for level in ("p99", "p50"):
+            delay, service = getattr(step.lateness, level).value, getattr(step.service, level).value
+            if _matters(delay, service):
+                late.append((delay / service, level, delay, service, step))
     if not late:
         return ""
-    step = max(late, key=lambda step: step.lateness.p99.value / step.service.p50.value)
+    _, level, delay, service, step = max(late, key=lambda found: found[0])
     return (
-        f"The generator was late: at {_where(step)} the p99 of its delays was {seconds(step.lateness.p99.value)}, "
-        f"beside a service time of {seconds(step.service.p50.value)} (p50){_of_all(late, steps)}."
+        f"The generator was late: at {_where(step)} the {level} of its delays was {seconds(delay)}, "
+        f"beside a service time of {seconds(service)} ({level}){_of_all([found[-1] for found in late], steps)}."
     )
 
 

@@ -81,7 +81,9 @@ VALID, CLIENT, CLOCK, INCOMPLETE = (
     ("told", "values"),
     [
         ({}, {VALID}),
-        # Lateness matters beside the usual service time, and never below a millisecond.
+        # Lateness matters beside the service time, p99 beside p99, and never below a millisecond.
+        ({"late": 5 * MS, "slowest": 100 * MS}, {VALID}),
+        ({"late": 11 * MS, "slowest": 100 * MS}, {CLIENT}),
         ({"late": 1 * MS}, {VALID}),
         ({"late": 1 * MS, "service": 5 * MS}, {VALID}),
         ({"late": 1 * MS + US}, {CLIENT}),
@@ -128,7 +130,7 @@ def test_the_evidence_says_where_and_how_much() -> None:
 
     assert "100 runs (repeat 1)" in late.evidence
     assert "5.0 ms" in late.evidence
-    assert "beside a service time of 10 ms (p50)" in late.evidence
+    assert "beside a service time of 10 ms (p99)" in late.evidence
     assert "(so in 1 of 2 steps)" in late.evidence
     assert "on rank 7" in lag.evidence
     assert "8.0 ms (p99)" in lag.evidence
