@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -317,7 +318,8 @@ def report(
 
 
 def _tell(sentence: str) -> None:
-    print(sentence, file=sys.stderr, flush=True)
+    # An address that was typed in the wrong place may hold a password.
+    print(re.sub(r"//\S*@", "//***@", sentence), file=sys.stderr, flush=True)
 
 
 def main(words: list[str] | None = None) -> None:

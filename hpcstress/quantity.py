@@ -92,7 +92,8 @@ def read_size(value: object) -> int:
     else:
         size = round(_number_and_unit(value, _SIZES_FOLDED, "size", "10kB, 100MB or 1GiB"))
     if not 1 <= size <= _LARGEST_SIZE:
-        raise UsageRefusal(f"A size of {value} is not possible: give at least 1B, and at most {format_size(_LARGEST_SIZE)}.")
+        most = format_size(_LARGEST_SIZE)
+        raise UsageRefusal(f"A size of {value} is not possible: give at least 1B, and at most {most}.")
     return size
 
 

@@ -194,7 +194,9 @@ class MpiWorld(World):
         if self.rank != 0:
             self._receive(0, Tag.turn)
             for piece in rows:
-                self._wait(self._comm.Isend([piece, self._mpi.BYTE], 0, Tag.rows))
+                # An empty piece is the end.
+                if len(piece):
+                    self._wait(self._comm.Isend([piece, self._mpi.BYTE], 0, Tag.rows))
             self._wait(self._comm.Isend([np.zeros(0, np.uint8), self._mpi.BYTE], 0, Tag.rows))
             return
         for piece in rows:

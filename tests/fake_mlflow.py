@@ -1,0 +1,561 @@
+"""An MLflow tracking server in memory: honest unless it is told how to lie, up unless it is told how to break.
+
+with serving(Faults(forget_param=7)) as server:      # a thread of this process
+    ...                                              # talk to server.uri, then look at server.runs, server.lies
+
+python -m tests.fake_mlflow --port 0 --forget-param 7    # a process of its own: it prints its address
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import hashlib
+import itertools
+import json
+import os
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import httptools
+
+USERNAME = "fake"
+API = "/api/2.0/mlflow/"
+ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts/"
+_CONDITION = re.compile(r"tags\.`([^`]+)` = '([^']*)'")
+
+
+@dataclass
+class Faults:
+    """Every n-th of what a switch names comes to grief, 0 for none. Tests may turn them while the server runs."""
+
+    # It acknowledges, and does something else.
+    forget_param: int = 0
+    change_param: int = 0
+    forget_metric: int = 0
+    change_metric: int = 0
+    forget_artifact: int = 0
+    corrupt_artifact: int = 0
+    ignore_finish: int = 0
+    forget_run: int = 0  # when it is finished
+    create_twice: int = 0
+    # It says always what is not so: searching, it takes no notice of the filter; it says where artifacts lie.
+    list_all: int = 0
+    artifact_uri: str = ""
+    # It does not acknowledge: the first three do nothing, `hang_up` does what was asked and closes the connection.
+    exhausted: int = 0
+    throttled: int = 0
+    unavailable: int = 0
+    hang_up: int = 0
+    delay: float = 0.0  # seconds before each answer
+    # It is gone at this many requests, and back with all it has stored after so many seconds (0: never).
+    die_after: int = 0
+    back_after: float = 0.0
+    # Only requests break that have this in their target.
+    at: str = ""
+
+
+@dataclass
+class Experiment:
+    id: str
+    name: str
+    stage: str = "active"
+
+
+@dataclass
+class Run:
+    id: str
+    experiment_id: str
+    name: str
+    start_time: int
+    tags: dict[str, str]
+    status: str = "RUNNING"
+    end_time: int | None = None
+    stage: str = "active"
+    params: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> str:
+        return f"{self.experiment_id}/{self.id}/artifacts"
+
+
+class Seen(NamedTuple):
+    """One request that has arrived; the status is 0 if it got no answer."""
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    status: int
+
+    @property
+    def of_load(self) -> bool:
+        """Tell whether a run of the load has sent it: looking at runs, it gives the id under its old name, too."""
+        return (
+            self.path.endswith(("/runs/create", "/runs/log-batch", "/runs/update"))
+            or self.method == "PUT"
+            or "run_uuid" in self.query
+        )
+
+
+class No(Exception):
+    """Refuse a request as MLflow does."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.code = status, code
+
+
+Answer = tuple[int, Any]
+
+
+class FakeMlflow:
+    """What the server holds. `answer` is all of MLflow that hpcstress speaks with; nothing in it waits or fails."""
+
+    def __init__(self, faults: Faults | None = None, password: str | None = None, tally: Path | None = None) -> None:
+        self.faults = faults or Faults()
+        self.uri = ""
+        self.experiments: dict[str, Experiment] = {"0": Experiment("0", "Default")}
+        self.runs: dict[str, Run] = {}
+        self.artifacts: dict[str, bytes] = {}
+        self.requests: list[Seen] = []
+        self.lies: list[tuple[str, str]] = []  # which switch, which run
+        self.refused_sign_ins = 0
+        self._password = password
+        self._numbers = itertools.count(1)
+        self._struck: Counter[str] = Counter()
+        # One byte for each acknowledged request of the load, written before the answer: it outlives any kill.
+        self._tally = None if tally is None else os.open(tally, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Return what a client needs to know."""
+        sign_in = {"MLFLOW_TRACKING_USERNAME": USERNAME, "MLFLOW_TRACKING_PASSWORD": self._password or ""}
+        return {"MLFLOW_TRACKING_URI": self.uri, "HOME": "/nonexistent"} | (sign_in if self._password else {})
+
+    def load(self) -> list[Seen]:
+        """Return what runs have sent."""
+        return [seen for seen in self.requests if seen.of_load]
+
+    def lied(self, switch: str) -> set[str]:
+        """Return the names of the runs that a switch has struck."""
+        return {name for kind, name in self.lies if kind == switch}
+
+    def contents(self) -> list[tuple[Any, ...]]:
+        """Return what the runs are and hold, without what differs from job to job: ids, times, the session."""
+        return sorted(
+            (
+                run.name,
+                run.status,
+                sorted((key, value) for key, value in run.tags.items() if not key.endswith(".session")),
+                sorted(run.params.items()),
+                sorted((key, metric["value"]) for key, metric in run.metrics.items()),
+                sorted(
+                    (path.removeprefix(run.folder), hashlib.sha256(data).hexdigest())
+                    for path, data in self.artifacts.items()
+                    if path.startswith(run.folder)
+                ),
+            )
+            for run in self.runs.values()
+            if run.stage == "active"
+        )
+
+    def answer(self, method: str, target: str, authorization: str, body: bytes) -> Answer:
+        """Do what a request asks for; return status and JSON, or bytes."""
+        parts = urlsplit(target)
+        expected = f"{USERNAME}:{self._password}".encode()
+        if self._password and authorization != f"Basic {base64.b64encode(expected).decode()}":
+            self.refused_sign_ins += 1
+            return 401, b"You are not authenticated. Please see the documentation."
+        try:
+            if parts.path.startswith(ARTIFACTS):
+                return self._artifact(method, unquote(parts.path.removeprefix(ARTIFACTS)), body)
+            if (method, parts.path) == ("GET", "/version"):
+                return 200, b"3.17.2"
+            act = self._routes.get((method, parts.path.removeprefix(API)))
+            if act is None or not parts.path.startswith(API):
+                return 404, b"<!doctype html><title>404 Not Found</title>"
+            query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+            try:
+                return 200, act(self, query if method == "GET" else json.loads(body))
+            except (KeyError, TypeError, ValueError) as error:
+                raise No(400, "INVALID_PARAMETER_VALUE", f"{error!r}") from None
+        except No as no:
+            return no.status, {"error_code": no.code, "message": str(no)}
+
+    def seen(self, method: str, target: str, status: int) -> None:
+        """Note a request and how it was answered."""
+        parts = urlsplit(target)
+        query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+        self.requests.append(Seen(method, parts.path, query, status))
+        if self._tally is not None and status == 200 and self.requests[-1].of_load:
+            os.write(self._tally, b".")
+
+    def strikes(self, switch: str) -> bool:
+        """Tell whether a switch strikes this time."""
+        every: int = getattr(self.faults, switch)
+        if not every:
+            return False
+        self._struck[switch] += 1
+        return self._struck[switch] % every == 0
+
+    def close(self) -> None:
+        """Let go of the tally's file."""
+        if self._tally is not None:
+            os.close(self._tally)
+
+    def _lies(self, switch: str, run: Run) -> bool:
+        strikes = self.strikes(switch)
+        if strikes:
+            self.lies.append((switch, run.name))
+        return strikes
+
+    # Experiments.
+
+    def _get_experiment(self, asked: dict[str, Any]) -> Any:
+        return {"experiment": _told(self._experiment(str(asked["experiment_id"])))}
+
+    def _get_experiment_by_name(self, asked: dict[str, Any]) -> Any:
+        for experiment in self.experiments.values():
+            if experiment.name == asked["experiment_name"]:
+                return {"experiment": _told(experiment)}
+        raise No(404, "RESOURCE_DOES_NOT_EXIST", f"Could not find experiment with name '{asked['experiment_name']}'")
+
+    def _create_experiment(self, asked: dict[str, Any]) -> Any:
+        self._free(asked["name"])
+        created = Experiment(str(next(self._numbers)), asked["name"])
+        self.experiments[created.id] = created
+        return {"experiment_id": created.id}
+
+    def _search_experiments(self, asked: dict[str, Any]) -> Any:
+        listed = [_told(experiment) for experiment in self.experiments.values() if experiment.stage == "active"]
+        return {"experiments": listed[: int(asked["max_results"])]}
+
+    def _update_experiment(self, asked: dict[str, Any]) -> Any:
+        experiment = self._experiment(str(asked["experiment_id"]))
+        self._free(asked["new_name"])
+        experiment.name = asked["new_name"]
+        return {}
+
+    def _delete_experiment(self, asked: dict[str, Any]) -> Any:
+        self._experiment(str(asked["experiment_id"])).stage = "deleted"
+        return {}
+
+    def _free(self, name: str) -> None:
+        # The name of a deleted experiment stays taken.
+        if any(experiment.name == name for experiment in self.experiments.values()):
+            raise No(400, "RESOURCE_ALREADY_EXISTS", f"Experiment '{name}' already exists.")
+
+    def _experiment(self, number: str) -> Experiment:
+        if number not in self.experiments:
+            raise No(404, "RESOURCE_DOES_NOT_EXIST", f"No Experiment with id={number} exists")
+        return self.experiments[number]
+
+    # Runs.
+
+    def _create_run(self, asked: dict[str, Any]) -> Any:
+        experiment = self._experiment(str(asked["experiment_id"]))
+        if experiment.stage != "active":
+            raise No(400, "INVALID_PARAMETER_VALUE", f"The experiment {experiment.id} must be in the 'active' state.")
+
+        def make() -> Run:
+            number = f"{next(self._numbers):032x}"
+            tags = {tag["key"]: tag["value"] for tag in asked.get("tags", ())}
+            run = Run(number, experiment.id, asked.get("run_name", ""), int(asked["start_time"]), tags)
+            self.runs[run.id] = run
+            return run
+
+        run = make()
+        if self._lies("create_twice", run):
+            make()
+        return {"run": self._told_run(run)}
+
+    def _get_run(self, asked: dict[str, Any]) -> Any:
+        return {"run": self._told_run(self._run(asked["run_id"]))}
+
+    def _update_run(self, asked: dict[str, Any]) -> Any:
+        run = self._active_run(asked["run_id"])
+        finished = asked.get("status") == "FINISHED"
+        if not (finished and self._lies("ignore_finish", run)):
+            run.status = asked.get("status", run.status)
+            run.end_time = asked.get("end_time", run.end_time)
+        if finished and self._lies("forget_run", run):
+            del self.runs[run.id]
+        return {"run_info": self._told_run(run)["info"]}
+
+    def _log_batch(self, asked: dict[str, Any]) -> Any:
+        run = self._active_run(asked["run_id"])
+        params, metrics = asked.get("params", []), asked.get("metrics", [])
+        if len(params) > 100 or len(metrics) > 1000:
+            raise No(400, "INVALID_PARAMETER_VALUE", "A batch logging request can contain at most 100 params.")
+        if len({param["key"] for param in params}) < len(params):
+            raise No(400, "INVALID_PARAMETER_VALUE", "Duplicate parameter keys have been submitted.")
+        if any(run.params.get(param["key"], param["value"]) != param["value"] for param in params):
+            raise No(400, "INVALID_PARAMETER_VALUE", "Changing param values is not allowed.")
+        for param in params:
+            if not self._lies("forget_param", run):
+                run.params[param["key"]] = param["value"] + "?" * self._lies("change_param", run)
+        for metric in metrics:
+            if not self._lies("forget_metric", run):
+                run.metrics[metric["key"]] = metric | {"value": metric["value"] + self._lies("change_metric", run)}
+        return {}
+
+    def _search_runs(self, asked: dict[str, Any]) -> Any:
+        wanted = [clause for clause in asked.get("filter", "").split(" and ") if clause]
+        pairs = [match.groups() for clause in wanted if (match := _CONDITION.fullmatch(clause))]
+        if len(pairs) < len(wanted):
+            raise No(400, "INVALID_PARAMETER_VALUE", f"Invalid clause(s) in filter string: {asked['filter']}")
+        found = [
+            run
+            for run in reversed(self.runs.values())
+            if run.experiment_id in asked["experiment_ids"]
+            and run.stage == "active"
+            and (self.faults.list_all or all(run.tags.get(key) == value for key, value in pairs))
+        ]
+        first, most = int(asked.get("page_token", "0")), int(asked.get("max_results", 1000))
+        page: dict[str, Any] = {"runs": [self._told_run(run) for run in found[first : first + most]]} if found else {}
+        return page | ({"next_page_token": str(first + most)} if first + most < len(found) else {})
+
+    def _delete_run(self, asked: dict[str, Any]) -> Any:
+        self._active_run(asked["run_id"]).stage = "deleted"
+        return {}
+
+    def _run(self, number: str) -> Run:
+        if number not in self.runs:
+            raise No(404, "RESOURCE_DOES_NOT_EXIST", f"Run with id={number} not found")
+        return self.runs[number]
+
+    def _active_run(self, number: str) -> Run:
+        run = self._run(number)
+        if run.stage != "active":
+            raise No(400, "INVALID_PARAMETER_VALUE", f"The run {number} must be in the 'active' state.")
+        return run
+
+    def _told_run(self, run: Run) -> dict[str, Any]:
+        info = {
+            "run_id": run.id,
+            "run_uuid": run.id,
+            "run_name": run.name,
+            "experiment_id": run.experiment_id,
+            "user_id": "unknown",
+            "status": run.status,
+            "start_time": run.start_time,
+            "end_time": run.end_time,
+            "artifact_uri": self.faults.artifact_uri or f"mlflow-artifacts:/{run.folder}",
+            "lifecycle_stage": run.stage,
+        }
+        data = {
+            "params": [{"key": key, "value": value} for key, value in run.params.items()],
+            "metrics": [*run.metrics.values()],
+            "tags": [{"key": key, "value": value} for key, value in {**run.tags, "mlflow.runName": run.name}.items()],
+        }
+        # As MLflow does, empty lists and what is not known are left out.
+        return {
+            "info": {key: value for key, value in info.items() if value is not None},
+            "data": {key: listed for key, listed in data.items() if listed},
+        }
+
+    # Artifacts.
+
+    def _artifact(self, method: str, path: str, body: bytes) -> Answer:
+        below = [name for name in self.artifacts if name == path or name.startswith(f"{path}/")]
+        if ".." in path.split("/"):
+            raise No(400, "INVALID_PARAMETER_VALUE", "Invalid path")
+        if method == "PUT":
+            owner = next((run for run in self.runs.values() if path.startswith(run.folder)), None)
+            if owner is None or not self._lies("forget_artifact", owner):
+                corrupt = owner is not None and self._lies("corrupt_artifact", owner)
+                self.artifacts[path] = body[:-1] + bytes([body[-1] ^ 1]) if corrupt else body
+            return 200, {}
+        if not below:
+            raise No(404, "RESOURCE_DOES_NOT_EXIST", f"No such artifact: {path}")
+        if method == "DELETE":
+            for name in below:
+                del self.artifacts[name]
+            return 200, {}
+        return 200, self.artifacts[path]
+
+    _routes: Mapping[tuple[str, str], Callable[[FakeMlflow, dict[str, Any]], Any]] = {
+        ("GET", "experiments/get"): _get_experiment,
+        ("GET", "experiments/get-by-name"): _get_experiment_by_name,
+        ("POST", "experiments/create"): _create_experiment,
+        ("POST", "experiments/search"): _search_experiments,
+        ("POST", "experiments/update"): _update_experiment,
+        ("POST", "experiments/delete"): _delete_experiment,
+        ("POST", "runs/create"): _create_run,
+        ("GET", "runs/get"): _get_run,
+        ("POST", "runs/update"): _update_run,
+        ("POST", "runs/log-batch"): _log_batch,
+        ("POST", "runs/search"): _search_runs,
+        ("POST", "runs/delete"): _delete_run,
+    }
+
+
+def _told(experiment: Experiment) -> dict[str, Any]:
+    return {"experiment_id": experiment.id, "name": experiment.name, "lifecycle_stage": experiment.stage}
+
+
+class _Connection(asyncio.Protocol):
+    """Read requests from one connection, one after the other."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._parser = httptools.HttpRequestParser(self)
+        self._target = self._authorization = ""
+        self._body: list[bytes] = []
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self._listener.connections.add(self)
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        self._listener.connections.discard(self)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.transport.abort()
+
+    def on_url(self, url: bytes) -> None:
+        self._target += url.decode("ascii", "replace")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() == b"authorization":
+            self._authorization = value.decode("latin-1")
+
+    def on_body(self, data: bytes) -> None:
+        self._body.append(data)
+
+    def on_message_complete(self) -> None:
+        method = self._parser.get_method().decode("ascii")
+        target, authorization, body = self._target, self._authorization, b"".join(self._body)
+        self._target, self._authorization, self._body = "", "", []
+        self._listener.take(self, method, target, authorization, body)
+
+
+class Listener:
+    """Give a server a port: answer, late or never, as its faults say."""
+
+    def __init__(self, server: FakeMlflow, port: int = 0) -> None:
+        self._server = server
+        self._port = port
+        self._taken = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.connections: set[_Connection] = set()
+
+    async def open(self) -> None:
+        """Listen; the second time at the same port."""
+        loop = asyncio.get_running_loop()
+        self._listening = await loop.create_server(lambda: _Connection(self), "127.0.0.1", self._port, backlog=1024)
+        self._port = self._listening.sockets[0].getsockname()[1]
+        self._server.uri = f"http://127.0.0.1:{self._port}"
+
+    def close(self) -> None:
+        """Be gone at once, with every connection."""
+        self._listening.close()
+        for connection in list(self.connections):
+            connection.transport.abort()
+
+    def take(self, connection: _Connection, method: str, target: str, authorization: str, body: bytes) -> None:
+        server, faults = self._server, self._server.faults
+        status: int
+        told: Any
+        if faults.at not in target:
+            self._answer(connection, method, target, *server.answer(method, target, authorization, body))
+            return
+        self._taken += 1
+        if self._taken == faults.die_after:
+            server.seen(method, target, 0)
+            self.close()
+            if faults.back_after:
+                loop = asyncio.get_running_loop()
+                loop.call_later(faults.back_after, lambda: self._tasks.add(loop.create_task(self.open())))
+            return
+        if server.strikes("exhausted"):
+            message = "QueuePool limit of size 5 overflow 10 reached, connection timed out, timeout 30.00"
+            status, told = 400, {"error_code": "BAD_REQUEST", "message": message}
+        elif server.strikes("throttled"):
+            status, told = 429, b"Too many requests"
+        elif server.strikes("unavailable"):
+            status, told = 503, b"<html>503 Service Unavailable</html>"
+        else:
+            status, told = server.answer(method, target, authorization, body)
+            if server.strikes("hang_up"):
+                server.seen(method, target, 0)
+                connection.transport.close()
+                return
+        if faults.delay:
+            loop = asyncio.get_running_loop()
+            loop.call_later(faults.delay, self._answer, connection, method, target, status, told)
+        else:
+            self._answer(connection, method, target, status, told)
+
+    def _answer(self, connection: _Connection, method: str, target: str, status: int, told: Any) -> None:
+        body = told if isinstance(told, bytes) else json.dumps(told).encode()
+        self._server.seen(method, target, status)
+        head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.transport.write(head.encode() + body)
+
+
+@contextmanager
+def serving(
+    faults: Faults | None = None, *, password: str | None = None, tally: Path | None = None
+) -> Iterator[FakeMlflow]:
+    """Run a server in a thread until the block ends."""
+    server = FakeMlflow(faults, password, tally)
+    ready = threading.Event()
+    stop: list[Callable[[], object]] = []
+
+    async def run() -> None:
+        ended = asyncio.Event()
+        listener = Listener(server)
+        await listener.open()
+        loop = asyncio.get_running_loop()
+        stop.append(lambda: loop.call_soon_threadsafe(ended.set))
+        ready.set()
+        await ended.wait()
+        listener.close()
+
+    thread = threading.Thread(target=asyncio.run, args=(run(),))
+    thread.start()
+    try:
+        ready.wait()
+        yield server
+    finally:
+        stop[0]()
+        thread.join()
+        server.close()
+
+
+def main() -> None:
+    """Serve until this process is ended."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--tally", type=Path)
+    for switch in fields(Faults):
+        kind = type(switch.default)
+        parser.add_argument(f"--{switch.name.replace('_', '-')}", type=kind, default=switch.default)
+    told = vars(parser.parse_args())
+    faults = Faults(**{switch.name: told[switch.name] for switch in fields(Faults)})
+    server = FakeMlflow(faults, os.environ.get("FAKE_MLFLOW_PASSWORD"), told["tally"])
+
+    async def run() -> None:
+        await Listener(server, told["port"]).open()
+        print(server.uri, flush=True)
+        await asyncio.Event().wait()
+
+    asyncio.run(run())
+
+
+if __name__ == "__main__":
+    main()

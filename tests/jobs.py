@@ -1,0 +1,54 @@
+"""Whole small jobs in this process: one rank, a real event loop, a server in a thread."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from hpcstress.folder import RunFolder
+from hpcstress.job import run_job
+from hpcstress.plan import Plan
+from hpcstress.progress import Progress
+from hpcstress.ranks import World
+from hpcstress.record import Operation
+from hpcstress.result import Result, Rows
+
+SMALL = Plan(
+    runs=(6,),
+    repeats=1,
+    warmup=0,
+    params=5,
+    metrics=3,
+    artifacts=1,
+    artifact_size=1000,
+    sleep_time=0,
+    timeout=5,
+)
+REQUESTS = 7  # create, params, metrics, get, artifact, get, finish
+
+
+class Heard(Progress):
+    """Keep what is told."""
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+
+    def say(self, sentence: str) -> None:
+        self.sentences.append(sentence)
+
+
+def play(folder: Path, plan: Plan, environment: Mapping[str, str], progress: Progress | None = None) -> int:
+    """Play a plan as the only rank; return the exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        # Nobody else has to hear of the common start.
+        patch.setattr("hpcstress.job._LEAD_NS", 5_000_000)
+        return run_job(plan, World(), RunFolder(folder), environment, progress or Progress(), 0.25)
+
+
+def requests(result: Result) -> Rows:
+    """Return the attempts that were requests."""
+    rows = result.rows(("step", "run", "op", "outcome", "status", "attempt"))
+    sent: Rows = rows[rows["op"] != Operation.connect]
+    return sent

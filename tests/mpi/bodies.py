@@ -1,0 +1,220 @@
+"""What holds between the ranks of any world: each function is run by every rank, `python -m tests.mpi.bodies NAME`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from socket import gethostname
+from typing import Any
+
+import numpy as np
+
+from hpcstress.errors import Refusal, UsageRefusal
+from hpcstress.ranks import World, world
+from hpcstress.record import RECORD
+
+_PIECE = 1 << 16
+
+
+def everybody_hears_what_rank_0_says(world: World) -> None:
+    for value in (0, False, "", (), {"a": [1.5]}, b"x" * 5_000_000, range(3)):
+        told: Any = world.tell(value if world.rank == 0 else None)
+        assert told == value
+        assert type(told) is type(value)
+
+
+def rank_0_hears_everybody_in_the_order_of_the_ranks(world: World) -> None:
+    for late in (range(world.size), range(world.size)[::-1]):
+        time.sleep(0.02 * late[world.rank])
+        heard = world.collect((world.rank, "x" * 100_000 * world.rank))
+        assert heard == ([(rank, "x" * 100_000 * rank) for rank in range(world.size)] if world.rank == 0 else [])
+
+
+def each_gets_its_own(world: World) -> None:
+    shares = [[rank] * rank for rank in range(world.size)]
+    assert world.deal(shares if world.rank == 0 else None) == shares[world.rank]
+    assert world.deal([None] * world.size if world.rank == 0 else None) is None
+
+
+def _pieces(scene: int, rank: int) -> list[np.ndarray[Any, Any]]:
+    """Return the pieces that a rank has to hand over in a scene: none, empty ones, small ones, one of full size."""
+    random = np.random.default_rng([scene, rank])
+    kinds = {0: [], 1: [0, 1, 0], 2: random.integers(1, 500, 7).tolist(), 3: [_PIECE, 3]}
+    pieces = []
+    for length in kinds[int(random.integers(0, 4))]:
+        piece = np.frombuffer(random.bytes(length * RECORD.itemsize), RECORD).copy()
+        piece["rank"] = rank
+        pieces.append(piece)
+    return pieces
+
+
+def every_row_comes_to_rank_0_in_pieces_of_bounded_size(world: World) -> None:
+    for scene in range(12):
+        stored: list[np.ndarray[Any, Any]] = []
+        world.gather_rows(iter(_pieces(scene, world.rank)), stored.append)
+        if world.rank:
+            assert stored == []
+            continue
+        assert all(len(piece) <= _PIECE for piece in stored)
+        for rank in range(world.size):
+            mine = [piece for piece in stored if len(piece) and piece["rank"][0] == rank]
+            sent = [piece for piece in _pieces(scene, rank) if len(piece)]
+            # The pieces of one rank keep their order.
+            assert [piece.tobytes() for piece in mine] == [piece.tobytes() for piece in sent]
+
+
+def rows_are_asked_for_before_they_are_made(world: World) -> None:
+    made = 0
+
+    def rows() -> Iterator[np.ndarray[Any, Any]]:
+        nonlocal made
+        for _ in range(5):
+            made += 1
+            yield np.zeros(10, RECORD)
+
+    length = 0
+
+    def store(piece: np.ndarray[Any, Any]) -> None:
+        nonlocal length
+        length += len(piece)
+
+    world.gather_rows(rows(), store)
+    assert made == 5
+    assert length == (50 * world.size if world.rank == 0 else 0)
+
+
+def the_clocks_of_one_machine_agree_within_the_error(world: World) -> None:
+    for _ in range(3):
+        offset = world.offset()
+        # The clock is the same for all of them: what is measured is the error.
+        assert abs(offset.offset_ns) <= offset.error_ns
+        assert (offset.error_ns > 0) == (world.rank > 0)
+
+
+def a_refusal_on_any_rank_is_everybodys(world: World) -> None:
+    for refusing in range(world.size):
+
+        def check(refusing: int = refusing) -> int:
+            # Those that come after it refuse, too: the first is told.
+            if world.rank >= refusing:
+                raise UsageRefusal(f"no {world.rank}")
+            return world.rank
+
+        refusal = _refused(lambda check=check: world.first_refusal(check))  # type: ignore[misc]
+        place = f"Rank {refusing} on {gethostname()}: " if world.size > 1 else ""
+        assert str(refusal) == f"{place}no {refusing}"
+        assert refusal.exit_code == 2
+        assert refusal.shared
+        # Nobody is left waiting.
+        assert world.tell("on" if world.rank == 0 else None) == "on"
+
+
+def where_nobody_refuses_each_has_its_own_value(world: World) -> None:
+    assert world.first_refusal(lambda: world.rank) == world.rank
+
+
+def rank_0_acts_for_all_and_refuses_for_all(world: World) -> None:
+    acted = []
+
+    def act() -> str:
+        acted.append(world.rank)
+        return "done"
+
+    def refuse() -> None:
+        raise Refusal("no")
+
+    assert world.only_first(act) == "done"
+    assert acted == [0] * (world.rank == 0)
+    assert world.only_first(lambda: None) is None
+    refusal = _refused(lambda: world.only_first(refuse))
+    assert (str(refusal), refusal.exit_code, refusal.shared) == ("no", 1, True)
+
+
+def rank_0_sees_how_far_the_others_are(world: World) -> None:
+    for word in range(100):
+        world.beat(word)
+    # Words and beats are different conversations: neither takes the other's messages.
+    assert world.tell("between" if world.rank == 0 else None) == "between"
+    heard = world.beat(100)
+    if world.rank == 0:
+        while set(heard.values()) != {100}:
+            heard = world.beat(100)
+        assert sorted(heard) == [*range(world.size)]
+    else:
+        assert heard == {}
+    world.collect(None)
+
+
+def everybody_hears_of_the_stop_once(world: World) -> None:
+    assert not world.stopped()
+    world.collect(None)
+    if world.rank == 0:
+        world.stop_all()
+    else:
+        while not world.stopped():
+            world.beat("waiting")
+        assert not world.stopped()
+    world.collect(None)
+
+
+BODIES: dict[str, Callable[[World], None]] = {
+    body.__name__: body
+    for body in (
+        everybody_hears_what_rank_0_says,
+        rank_0_hears_everybody_in_the_order_of_the_ranks,
+        each_gets_its_own,
+        every_row_comes_to_rank_0_in_pieces_of_bounded_size,
+        rows_are_asked_for_before_they_are_made,
+        the_clocks_of_one_machine_agree_within_the_error,
+        a_refusal_on_any_rank_is_everybodys,
+        where_nobody_refuses_each_has_its_own_value,
+        rank_0_acts_for_all_and_refuses_for_all,
+        rank_0_sees_how_far_the_others_are,
+        everybody_hears_of_the_stop_once,
+    )
+}
+
+
+def _refused(act: Callable[[], object]) -> Refusal:
+    try:
+        act()
+    except Refusal as refusal:
+        return refusal
+    raise AssertionError("nobody refused")
+
+
+# What is not to be outlived.
+
+
+def one_rank_trips_while_the_others_wait(world: World) -> None:
+    if world.rank == world.size - 1:
+        raise RuntimeError("tripped over a wire")
+    if world.rank == 0:
+        world.collect(None)
+    else:
+        world.tell(None)
+
+
+def one_rank_refuses_alone(world: World) -> None:
+    if world.rank == world.size - 1:
+        raise Refusal("This machine has no room.")
+    world.tell(None) if world.rank else world.collect(None)
+
+
+def all_refuse_together(world: World) -> None:
+    world.only_first(lambda: (_ for _ in ()).throw(UsageRefusal("Nobody goes on.")))
+
+
+def main() -> None:
+    """Run one function on this rank; a failed assertion ends the job on all of them."""
+    act = globals()[sys.argv[1]]
+    with world() as ranks:
+        assert str(ranks.size) == sys.argv[2]
+        act(ranks)
+        if ranks.rank == 0:
+            print("it holds")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Start MPI jobs on this machine, and see that nothing of them is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+MPIEXEC = str(Path(sys.prefix) / "bin" / "mpiexec")
+ROOT = Path(__file__).parents[2]
+# Ranks talk over loopback and listen nowhere else.
+_LOCAL = {"MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp", "FI_TCP_IFACE": "lo"}
+_MARK = "HPCSTRESS_TEST_JOB"
+
+
+@dataclass
+class Launched:
+    """A job that runs: `process` is its launcher."""
+
+    process: subprocess.Popen[str]
+    mark: str
+
+    def left(self) -> list[int]:
+        """Return the processes of the job that are still there; whoever was its parent, its environment stays."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if self.mark.encode() in (folder / "environ").read_bytes():
+                    found.append(int(folder.name))
+            except OSError:
+                continue
+        return found
+
+    def end(self) -> tuple[int, str, str]:
+        """Wait until the launcher ends; return exit code, standard output, standard error."""
+        told, complaints = self.process.communicate(timeout=240)
+        return self.process.returncode, told, complaints
+
+    def until_gone(self) -> None:
+        """Wait until no process of the job is left."""
+        until(lambda: not self.left())
+
+
+@contextmanager
+def launched(ranks: int, *words: str, cwd: Path, **environment: str) -> Iterator[Launched]:
+    """Run Python on several ranks; when the block ends, the job has ended or is ended."""
+    with launched_as([MPIEXEC, "-n", str(ranks), sys.executable, *words], cwd=cwd, **environment) as job:
+        yield job
+
+
+@contextmanager
+def launched_as(command: list[str], *, cwd: Path, **environment: str) -> Iterator[Launched]:
+    """Run a command line as it is; when the block ends, the job has ended or is ended."""
+    mark = uuid.uuid4().hex
+    # A session of its own: signals to its group are those of its terminal.
+    process = subprocess.Popen(
+        command,
+        env=os.environ | _LOCAL | {"PYTHONPATH": str(ROOT), _MARK: mark} | environment,
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    job = Launched(process, mark)
+    try:
+        yield job
+    finally:
+        for pid in job.left():
+            kill(pid)
+        process.communicate()
+
+
+def kill(pid: int) -> None:
+    """Kill a process at once, if it is still there."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def until(holds: Callable[[], object], seconds: float = 60) -> None:
+    """Wait until something holds; the deadline is there to end a test that fails, not to measure."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it never came to hold"
+        time.sleep(0.005)

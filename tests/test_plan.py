@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpcstress import quantity
+from hpcstress.errors import USAGE, UsageRefusal
+from hpcstress.plan import KINDS, OPTIONS, Plan, flag, from_json, from_toml, named, options_table, shipped
+from hpcstress.quantity import Kind
+from hpcstress.workloads import MODULES
+
+WORKLOADS = [*MODULES]
+README = Path(__file__).parent.parent / "README.md"
+
+COUNTS = st.integers(0, 2**32 - 1)
+TEXTS = st.text(st.characters(exclude_categories=("C", "Z"), include_characters=" "))
+SECONDS = st.floats(0, 1e9)
+
+VALUES: dict[Kind, st.SearchStrategy[Any]] = {
+    quantity.COUNT: COUNTS,
+    quantity.POSITIVE: st.integers(1, 5000),
+    quantity.LADDER: st.lists(st.integers(1, 2**32 - 1), min_size=1, max_size=13).map(tuple),
+    quantity.SIZE: st.integers(1, 9 * 10**15),
+    quantity.DURATION: SECONDS,
+    quantity.POSITIVE_DURATION: st.floats(0, 1e9, exclude_min=True),
+    quantity.FRACTION: st.floats(0, 1),
+    quantity.TEXT: TEXTS,
+    quantity.URI: st.sampled_from(["", "http://host:5000", "https://[::1]/mlflow", "https://mlflow.example/a b"]),
+    KINDS["client"]: st.sampled_from(["wire", "null"]),
+}
+
+plans = st.builds(Plan, **{name: VALUES[kind] for name, kind in KINDS.items()})
+
+# For each option a value that it cannot have, and words of the sentence that says so.
+IMPOSSIBLE: dict[str, tuple[object, str]] = {
+    "workload": (7, "7 is not a text"),
+    "runs": ("10;100", "'10;100' is not a list of numbers such as 10,100,1000"),
+    "repeats": (0, "0 is too small for this option: give at least 1"),
+    "warmup": ("-1", "-1 is too small for a count"),
+    "params": ("many", "'many' is not a whole number"),
+    "metrics": (1.5, "1.5 is not a whole number"),
+    "artifacts": (2**32, "4294967296 is too large for a count"),
+    "artifact_size": ("10 apples", "'10 apples' is not a size such as"),
+    "seed": (-1, "-1 is too small"),
+    "sleep_time": ("soon", "'soon' is not a duration"),
+    "timeout": (0, "A duration of 0 is not possible here"),
+    "client": ("wires", "'wires' is not known here. Did you mean wire?"),
+    "null_delay": (-1, "-1 is not a duration"),
+    "null_failures": ("200%", "'200%' is not a share between 0 and 1"),
+    "uri": ("mlflow.example", "'mlflow.example' does not begin with http:// or https://"),
+    "server": ("ml\nflow", "is not a plain line of text"),
+    "experiment": (None, "None is not a text"),
+    "audit": ([], "[] is not a whole number"),
+    "objective": ("", "'' is not a duration"),
+}
+
+
+def parsed(words: list[str]) -> dict[str, object]:
+    """Read `--option=value` as a command line does."""
+    return {name.removeprefix("--"): value for name, _, value in (word.partition("=") for word in words)}
+
+
+# What comes back equal.
+
+
+@given(plans)
+def test_through_toml_a_plan_comes_back_equal(plan: Plan) -> None:
+    assert from_toml(plan.to_toml()) == plan
+
+
+@given(plans)
+def test_through_json_a_plan_comes_back_equal(plan: Plan) -> None:
+    assert from_json(plan.to_json()) == plan
+
+
+@given(plans)
+def test_through_the_command_line_a_plan_comes_back_equal(plan: Plan) -> None:
+    assert Plan().with_options(parsed(plan.to_argv())) == plan
+
+
+@given(plans, plans)
+def test_what_is_written_names_every_option_so_that_nothing_depends_on_later_defaults(plan: Plan, other: Plan) -> None:
+    assert other.with_options(tomllib.loads(plan.to_toml())) == plan
+    assert other.with_options(json.loads(plan.to_json())) == plan
+
+
+def test_on_the_command_line_stands_only_what_differs_from_the_defaults() -> None:
+    assert Plan().to_argv() == []
+    assert Plan(runs=(1, 2), artifact_size=10**8, null_failures=0.5).to_argv() == [
+        "--runs=1,2",
+        "--artifact-size=100MB",
+        "--null-failures=0.5",
+    ]
+
+
+def test_toml_and_json_say_values_as_people_write_them() -> None:
+    told = Plan(runs=(1, 10), artifact_size=10**8, timeout=120, sleep_time=0.5).as_mapping()
+    assert told["runs"] == [1, 10]
+    assert told["artifact_size"] == "100MB"
+    assert told["timeout"] == 120
+    assert isinstance(told["timeout"], int)
+    assert told["sleep_time"] == 0.5
+
+
+def test_a_plan_is_a_value() -> None:
+    assert hash(Plan(runs=[1, 2])) == hash(Plan(runs="1,2"))  # type: ignore[arg-type]
+    with pytest.raises(AttributeError):
+        Plan().runs = (1,)  # type: ignore[misc]
+
+
+# What is refused.
+
+
+def test_every_option_has_an_impossible_value_in_this_test() -> None:
+    assert list(IMPOSSIBLE) == list(OPTIONS)
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_an_impossible_value_is_refused_with_a_sentence_that_begins_with_the_option(name: str) -> None:
+    value, words = IMPOSSIBLE[name]
+    with pytest.raises(UsageRefusal) as refusal:
+        Plan(**{name: value})
+    sentence = str(refusal.value)
+    assert sentence.startswith(f"{flag(name)}: ")
+    assert words in sentence
+    assert refusal.value.exit_code == USAGE
+
+
+JUNK = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.lists(st.integers())
+
+
+@given(st.sampled_from(sorted(OPTIONS)), JUNK)
+def test_whatever_an_option_is_given_it_is_taken_or_refused_by_its_name(name: str, value: object) -> None:
+    sentences = []
+    try:
+        plan = Plan().with_options({name: value})
+    except UsageRefusal as refusal:
+        sentences.append(str(refusal))
+        plan = Plan()
+    assert all(sentence.startswith(f"{flag(name)}: ") for sentence in sentences)
+    assert from_toml(plan.to_toml()) == plan
+
+
+def test_more_steps_than_a_row_can_number_are_refused() -> None:
+    assert len(Plan(runs=(1, 2, 3, 4, 5), repeats=0xFFFF // 5).steps) == 0xFFFF
+    with pytest.raises(UsageRefusal, match=r"^--repeats: 21846 times the ladder are more than 65535 steps\."):
+        Plan(repeats=21846)
+
+
+def test_a_misspelt_option_is_refused_and_near_ones_are_offered() -> None:
+    with pytest.raises(UsageRefusal, match=r"^There is no option --parms\. Did you mean --params"):
+        Plan().with_options({"parms": 1})
+
+
+def test_an_option_that_is_near_to_none_is_refused_with_all_there_are() -> None:
+    with pytest.raises(UsageRefusal, match=r"Known are: --workload, --runs, .*--objective\."):
+        Plan().with_options({"0000": 1})
+
+
+def test_options_may_be_written_with_hyphens_or_underscores() -> None:
+    assert from_toml('artifact-size = "1MB"') == from_toml('artifact_size = "1MB"') == Plan(artifact_size=10**6)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://me:S3cr3t@mlflow.example",
+        "https://me:S3c/r3t@mlflow.example",
+        "https://me:S3c@r3t@mlflow.example",
+        "https://me:1/S3cr3t@mlflow.example",
+        "me:S3cr3t@mlflow.example",
+        "ftp://me:S3cr3t@mlflow.example:port",
+    ],
+)
+def test_a_password_in_the_address_is_refused_and_stands_in_no_sentence(uri: str) -> None:
+    with pytest.raises(UsageRefusal, match=r"^--uri: .*\*\*\*@mlflow\.example.*MLFLOW_TRACKING_PASSWORD") as refusal:
+        Plan(uri=uri)
+    assert "3t" not in str(refusal.value)
+    assert refusal.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("runs = [", r"^plan\.toml is not valid TOML: "),
+        ("seed = " + "1" * 5000, r"^plan\.toml is not valid TOML: "),
+        ("seed = 1\nseed = 2", r"^plan\.toml is not valid TOML: "),
+        ("sead = 1", r"^plan\.toml: There is no option --sead\. Did you mean --seed"),
+        ("seed = 1.5", r"^plan\.toml: --seed: 1\.5 is not a whole number"),
+        ("seed = 2026-01-01", r"^plan\.toml: --seed: .* is not a whole number"),
+        ("runs = [[1]]", r"^plan\.toml: --runs: The ladder \[\[1\]\] is not a list of numbers"),
+        ("[load]\nruns = [1]", r"^plan\.toml: There is no option --load"),
+    ],
+)
+def test_a_toml_file_that_is_no_plan_is_refused_by_its_name(text: str, sentence: str) -> None:
+    with pytest.raises(UsageRefusal, match=sentence):
+        from_toml(text, source="plan.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "^The plan is not valid JSON: "),
+        ('{"seed": ' + "1" * 5000 + "}", "^The plan is not valid JSON: "),
+        ("[]", "^The plan is not a JSON object"),
+        ("null", "^The plan is not a JSON object"),
+        ('{"seed": null}', "^--seed: None is not a whole number"),
+    ],
+)
+def test_json_that_is_no_plan_is_refused(text: str, sentence: str) -> None:
+    with pytest.raises(UsageRefusal, match=sentence):
+        from_json(text)
+
+
+def test_what_a_plan_does_not_name_keeps_its_default() -> None:
+    assert from_toml("") == from_json("{}") == Plan()
+    assert from_toml("params = 7") == Plan(params=7)
+
+
+# Plans by name.
+
+
+def test_every_shipped_plan_can_be_read_and_says_in_its_first_line_what_it_is() -> None:
+    plans = shipped()
+    assert "mantik-parallel-runs" in plans
+    for name, text in plans.items():
+        assert named(name, WORKLOADS, []).workload in WORKLOADS
+        assert text.startswith("# ")
+        assert len(text.splitlines()[0]) > 10
+
+
+def test_the_name_of_a_workload_is_the_default_plan_of_it() -> None:
+    assert named("parallel-runs", WORKLOADS, []) == Plan(workload="parallel-runs")
+
+
+def test_the_path_of_a_toml_file_is_the_plan_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    plan = Plan(experiment="größer", runs=(7,))
+    path.write_text(plan.to_toml(), "utf-8")
+    assert named(str(path), WORKLOADS, []) == plan
+
+
+def test_a_file_that_cannot_be_read_is_refused_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(UsageRefusal, match=r"absent\.toml cannot be read: No such file or directory\."):
+        named(str(tmp_path / "absent.toml"), WORKLOADS, [])
+    latin = tmp_path / "latin.toml"
+    latin.write_bytes('experiment = "größer"'.encode("latin-1"))
+    with pytest.raises(UsageRefusal, match=r"latin\.toml is not written in UTF-8"):
+        named(str(latin), WORKLOADS, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("paralel-runs", "parallel-runs"), ("mantik", "mantik-parallel-runs"), ("docter", "doctor")]
+)
+def test_an_unknown_name_is_refused_and_near_ones_are_offered(name: str, near: str) -> None:
+    with pytest.raises(UsageRefusal, match=f"^'{name}' is no plan, workload or .toml file.*{near}"):
+        named(name, WORKLOADS, ["doctor", "serve"])
+
+
+# Derived texts.
+
+
+def test_the_steps_are_the_whole_ladder_again_and_again() -> None:
+    assert Plan(runs=(1, 10), repeats=3).steps == (1, 10, 1, 10, 1, 10)
+
+
+def test_every_option_says_what_it_means() -> None:
+    for option in OPTIONS.values():
+        assert option.metadata["help"].endswith(".")
+        assert option.metadata["group"] in ("Load", "Server", "Reading")
+
+
+def test_the_table_has_a_row_for_every_option_with_its_default() -> None:
+    table = options_table().splitlines()
+    assert table[:2] == ["| option | default | meaning |", "|---|---|---|"]
+    assert len(table) == 2 + len(OPTIONS)
+    assert "| `--artifact-size SIZE` | `10kB` | Size of each artifact, such as 10kB, 100MB or 1GB. |" in table
+    assert all(line.count("|") == 4 for line in table)
+
+
+def test_the_readme_holds_this_table() -> None:
+    _, begin, rest = README.read_text("utf-8").partition("<!-- options -->\n")
+    table, end, _ = rest.partition("<!-- /options -->")
+    assert begin
+    assert end
+    assert table == options_table(), "write it again with `make readme`"

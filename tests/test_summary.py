@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpcstress.record import RECORD, Operation, Outcome
+from hpcstress.schedule import Step
+from hpcstress.summary import StepSummary
+
+STEP = Step(3, 1, 100)
+MS = 1_000_000
+
+attempts = st.lists(
+    st.tuples(
+        st.integers(0, 4),
+        st.integers(-(2**40), 2**40),
+        st.integers(-(2**40), 2**40),
+        st.sampled_from(Outcome),
+        st.sampled_from([Operation.connect, Operation.create_run, Operation.finish_run]),
+    ),
+    max_size=60,
+)
+
+
+def rows(told: list[tuple[int, int, int, Outcome, Operation]]) -> np.ndarray:
+    made = np.zeros(len(told), RECORD)
+    for name, values in zip(("rank", "start", "end", "outcome", "op"), zip(*told, strict=True), strict=False):
+        made[name] = values
+    return made
+
+
+def summed(parts: list[np.ndarray]) -> dict[str, Any]:
+    summary = StepSummary(STEP, 1.5e9)
+    for part in parts:
+        summary.add(part)
+    row = summary.row()
+    assert len(row) == 1
+    return dict(zip(row.dtype.names, row[0].tolist(), strict=True))
+
+
+@given(attempts, st.lists(st.integers(0, 60)), st.randoms(use_true_random=False))
+def test_any_parts_in_any_order_sum_up_to_the_whole(
+    told: list[tuple[int, int, int, Outcome, Operation]], cuts: list[int], random: Any
+) -> None:
+    whole = rows(told)
+    parts = np.split(whole[np.array(random.sample(range(len(whole)), len(whole)), int)], sorted(cuts))
+    assert summed(parts) == summed([whole])
+
+
+@given(attempts.filter(bool))
+def test_the_row_counts_attempts_and_says_when_ranks_were_done(
+    told: list[tuple[int, int, int, Outcome, Operation]],
+) -> None:
+    row = summed([rows(told)])
+    done = {rank: max(end for other, _, end, _, _ in told if other == rank) for rank, *_ in told}
+    assert row["attempts"] == len(told)
+    assert row["failed"] == sum(outcome is not Outcome.ok for *_, outcome, _ in told)
+    assert row["runs_finished"] == sum(
+        (outcome, operation) == (Outcome.ok, Operation.finish_run) for *_, outcome, operation in told
+    )
+    assert row["first_start"] == min(start for _, start, *_ in told)
+    assert row["first_done"] == min(done.values())
+    assert row["last_done"] == max(done.values())
+
+
+def test_a_rank_is_done_with_its_last_attempt_and_the_step_with_the_last_rank() -> None:
+    ok, connect = Outcome.ok, Operation.connect
+    row = summed([rows([(0, 0, 5 * MS, ok, connect), (0, 5, 9 * MS, ok, connect), (1, 2, 7 * MS, ok, connect)])])
+    assert (row["first_start"], row["first_done"], row["last_done"]) == (0, 7 * MS, 9 * MS)
+
+
+def test_where_nothing_happened_instants_are_minus_one() -> None:
+    row = summed([rows([])])
+    assert (row["first_start"], row["first_done"], row["last_done"]) == (-1, -1, -1)
+    assert (row["attempts"], row["failed"], row["runs_finished"]) == (0, 0, 0)
+
+
+def test_the_row_names_its_step() -> None:
+    row = summed([])
+    assert (row["step"], row["repeat"], row["size"], row["began"]) == (3, 1, 100, 1.5e9)
