@@ -70,7 +70,7 @@ def outcome_of(status: int, body: bytes) -> Outcome:
 
 
 def said(body: bytes) -> str:
-    """Return what a server said in a line of printable text: the message of MLflow's JSON, else the body's beginning."""
+    """Return what a server said in one printable line: the message of MLflow's JSON, else how the body begins."""
     text = body[:_QUOTED].decode("utf-8", "replace")
     try:
         message = msgspec.json.decode(body, type=_Error).message
