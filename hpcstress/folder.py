@@ -60,8 +60,11 @@ class RunFolder:
     def note(self, event: str, **facts: object) -> None:
         """Add a line to the log of the job."""
         line = json.dumps({"event": event, **facts}) + "\n"
-        with self.log.open("a") as log:
-            log.write(line)
+        try:
+            with self.log.open("a") as log:
+                log.write(line)
+        except OSError as error:
+            raise Refusal(f"The log {self.log} cannot be written: {error.strerror}.") from None
 
     def events(self) -> Iterator[Mapping[str, Any]]:
         """Yield the lines of the log; one that was cut off ends it."""
@@ -74,6 +77,11 @@ class RunFolder:
                 yield json.loads(line)
             except ValueError:
                 return
+
+    def remove_unfinished(self) -> None:
+        """Remove what a killed job had written of its result: its journals held more."""
+        for part in self.path.glob(f"{self.result.name}.*.part"):
+            part.unlink()
 
     def remove_journals(self) -> None:
         """Remove the journals: a whole result holds everything in them."""

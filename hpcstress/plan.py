@@ -37,9 +37,9 @@ class Plan:
     warmup: int = _option(
         20, quantity.COUNT, "Load", "Runs before the first step that wake the server up; they are in no figure."
     )
-    params: int = _option(50, quantity.COUNT, "Load", "Parameters of each run.")
-    metrics: int = _option(10, quantity.COUNT, "Load", "Metrics of each run.")
-    artifacts: int = _option(1, quantity.COUNT, "Load", "Artifacts of each run.")
+    params: int = _option(50, quantity.AMOUNT, "Load", "Parameters of each run.")
+    metrics: int = _option(10, quantity.AMOUNT, "Load", "Metrics of each run.")
+    artifacts: int = _option(1, quantity.AMOUNT, "Load", "Artifacts of each run.")
     artifact_size: int = _option(10_000, quantity.SIZE, "Load", "Size of each artifact, such as 10kB, 100MB or 1GB.")
     seed: int = _option(1, quantity.COUNT, "Load", "What run i logs follows from this number and i alone.")
     sleep_time: float = _option(

@@ -22,6 +22,8 @@ _LARGEST_SIZE = 9_000_000 * 10**9
 _LONGEST_SECONDS = 1e9
 # What a row of the journal has room for.
 _LARGEST_COUNT = 2**32 - 1
+# A slice of a run's parameters costs what all before it cost: more than this would measure the generator.
+_LARGEST_AMOUNT = 100_000
 _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
 _NUMBER_AND_UNIT = re.compile(
     r"\s*([0-9][0-9_]*(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", re.ASCII | re.IGNORECASE
@@ -118,21 +120,26 @@ def read_positive_seconds(value: object) -> float:
     return seconds
 
 
-def _read_whole(value: object, least: int, what: str) -> int:
+def _read_whole(value: object, least: int, what: str, most: int = _LARGEST_COUNT) -> int:
     text = str(value).strip().replace("_", "")
     if isinstance(value, (bool, float)) or not _WHOLE_NUMBER.fullmatch(text):
         raise UsageRefusal(f"{value!r} is not a whole number.")
     number = int(text)
     if number < least:
         raise UsageRefusal(f"{number} is too small for {what}: give at least {least}.")
-    if number > _LARGEST_COUNT:
-        raise UsageRefusal(f"{number} is too large for {what}: give at most {_LARGEST_COUNT}.")
+    if number > most:
+        raise UsageRefusal(f"{number} is too large for {what}: give at most {most}.")
     return number
 
 
 def read_count(value: object) -> int:
     """Read a whole number of at least zero."""
     return _read_whole(value, 0, "a count")
+
+
+def read_amount(value: object) -> int:
+    """Read how many things of a kind one run logs."""
+    return _read_whole(value, 0, "one run", _LARGEST_AMOUNT)
 
 
 def read_positive(value: object) -> int:
@@ -202,6 +209,7 @@ def read_uri(value: object) -> str:
 
 
 COUNT = Kind("N", read_count, int)
+AMOUNT = Kind("N", read_amount, int)
 POSITIVE = Kind("N", read_positive, int)
 LADDER = Kind("N,N,...", read_ladder, list)
 SIZE = Kind("SIZE", read_size, format_size)

@@ -61,6 +61,7 @@ def recover(folder: RunFolder) -> list[str]:
             "audit": _table("audit", audits),
         }
         writer.finish(tables, notes, complete=False)
+    folder.remove_unfinished()
     return notes
 
 

@@ -9,10 +9,11 @@ Journals are what survives a crash; this file is written beside its name and ren
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -92,6 +93,31 @@ TABLES: dict[str, np.dtype[Any]] = {
 _CHUNK = 65536
 
 
+class _Disk(io.FileIO):
+    """Be the file that HDF5 writes to, which takes the process down over a write that failed: it never hears of one."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data)
+        with self._remembering():
+            while left:
+                left = left[super().write(left) :]
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        with self._remembering():
+            super().truncate(size)
+        return size or 0
+
+    @contextmanager
+    def _remembering(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.error = self.error or error
+
+
 class ResultWriter:
     """Write one result file, rows as they come, beside its name until `finish`."""
 
@@ -99,11 +125,15 @@ class ResultWriter:
         import h5py
 
         self.path = path
-        self._part = path.with_name(path.name + ".part")
-        with self._writing():
-            # Since 1.10 HDF5 has checksums for what describes the data, Fletcher's are for the data: a damaged file is
-            # told from a whole one, and never read.
-            self._file = h5py.File(self._part, "w", libver=("v110", "v110"), rdcc_nbytes=1 << 20)
+        # A name of its own: whoever recovers a job that still runs must not write into the same file.
+        self._part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        try:
+            self._disk = _Disk(self._part, "w+")
+        except OSError as error:
+            raise self._refusal(error) from None
+        # Since 1.10 HDF5 has checksums for what describes the data, Fletcher's are for the data: a damaged file is told
+        # from a whole one, and never read.
+        self._file = h5py.File(self._disk, "w", libver=("v110", "v110"), rdcc_nbytes=1 << 20)
         self._file.attrs["format_version"] = FORMAT_VERSION
         self._file.attrs["plan"] = _text(plan_toml)
         self._file.attrs["facts"] = _text(json.dumps(facts))
@@ -138,39 +168,40 @@ class ResultWriter:
 
     def _store(self, rows: Rows) -> None:
         start, self._length = self._length, self._length + len(rows)
-        with self._writing():
-            for name, column in zip(COLUMNS, self._columns, strict=True):
-                column.resize((self._length,))
-                column[start : self._length] = rows[name]
+        for name, column in zip(COLUMNS, self._columns, strict=True):
+            column.resize((self._length,))
+            column[start : self._length] = rows[name]
+        self._see_that_it_was_written()
 
     def finish(self, tables: Mapping[str, Rows], notes: Iterable[str], complete: bool) -> None:
         """Write the tables and what is to be said, and give the file its name."""
         if self._held_length:
             self._store(np.concatenate(self._held))
             self._held, self._held_length = [], 0
-        with self._writing():
-            for table, dtype in TABLES.items():
-                rows = tables.get(table, np.zeros(0, dtype))
-                for name in dtype.names or ():
-                    checked = {"fletcher32": True} if len(rows) else {}
-                    self._file.create_dataset(f"{table}/{name}", data=rows[name], dtype=dtype[name], **checked)
-            self._file.attrs["notes"] = _text(json.dumps(list(notes)))
-            self._file.attrs["complete"] = complete
-            self._file.flush()
-            self._file.close()
-            self._part.replace(self.path)
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
+        for table, dtype in TABLES.items():
+            rows = tables.get(table, np.zeros(0, dtype))
+            for name in dtype.names or ():
+                checked = {"fletcher32": True} if len(rows) else {}
+                self._file.create_dataset(f"{table}/{name}", data=rows[name], dtype=dtype[name], **checked)
+        self._file.attrs["notes"] = _text(json.dumps(list(notes)))
+        self._file.attrs["complete"] = complete
+        self._file.close()
+        self._disk.close()
+        self._see_that_it_was_written()
         try:
-            yield
-        except (OSError, RuntimeError) as error:
-            number = getattr(error, "errno", None)
-            reason = os.strerror(number) if number else _first_line(error)
-            raise Refusal(
-                f"The result {self.path} cannot be written: {reason}. The journals hold every row: make room for it, "
-                "then `hpcstress recover DIR`."
-            ) from None
+            self._part.replace(self.path)
+        except OSError as error:
+            raise self._refusal(error) from None
+
+    def _see_that_it_was_written(self) -> None:
+        if self._disk.error is not None:
+            raise self._refusal(self._disk.error)
+
+    def _refusal(self, error: OSError) -> Refusal:
+        return Refusal(
+            f"The result {self.path} cannot be written: {error.strerror}. The journals hold every row: "
+            "make room for it, then `hpcstress recover DIR`."
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -179,12 +210,9 @@ class ResultWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # A file without its name is of no use to anybody: the journals still hold every row.
-        if self._part.exists():
-            # On a full disk HDF5 cannot close what it cannot write, and falls over that when the process ends.
-            os.truncate(self._part, 0)
-            with suppress(OSError, RuntimeError):
-                self._file.close()
-            self._part.unlink()
+        self._file.close()
+        self._disk.close()
+        self._part.unlink(missing_ok=True)
 
 
 class Result:

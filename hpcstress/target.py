@@ -183,13 +183,17 @@ def _address(uri: str, environment: Mapping[str, str]) -> str:
     source = next((name for name, value in candidates.items() if value.strip()), None)
     if source is None:
         raise Refusal(f"There is no tracking server to talk to: set {_ADDRESSES[0]}, or give --uri.")
+    given = candidates[source].strip()
+    if not given.isprintable():
+        # Not quoted: there may be a password in it, too.
+        raise UsageRefusal(f"{source} holds a line break or another control character: write it again.")
     try:
-        uri = read_uri(candidates[source])
+        uri = read_uri(given)
     except UsageRefusal as refusal:
         raise UsageRefusal(f"{source}: {refusal}") from None
     if not _VISIBLE.fullmatch(uri):
         raise UsageRefusal(
-            f"{source}: {uri!r} holds blanks, control characters or letters outside ASCII: "
+            f"{source}: {uri!r} holds blanks or letters outside ASCII: "
             "write them percent-encoded in the path, and in the xn-- form in the host."
         )
     if not _nameable(urlsplit(uri).hostname or ""):

@@ -24,6 +24,7 @@ SECONDS = st.floats(0, 1e9)
 
 VALUES: dict[Kind, st.SearchStrategy[Any]] = {
     quantity.COUNT: COUNTS,
+    quantity.AMOUNT: st.integers(0, 100_000),
     quantity.POSITIVE: st.integers(1, 5000),
     quantity.LADDER: st.lists(st.integers(1, 2**32 - 1), min_size=1, max_size=13).map(tuple),
     quantity.SIZE: st.integers(1, 9 * 10**15),
@@ -45,7 +46,7 @@ IMPOSSIBLE: dict[str, tuple[object, str]] = {
     "warmup": ("-1", "-1 is too small for a count"),
     "params": ("many", "'many' is not a whole number"),
     "metrics": (1.5, "1.5 is not a whole number"),
-    "artifacts": (2**32, "4294967296 is too large for a count"),
+    "artifacts": (100_001, "100001 is too large for one run: give at most 100000"),
     "artifact_size": ("10 apples", "'10 apples' is not a size such as"),
     "seed": (-1, "-1 is too small"),
     "sleep_time": ("soon", "'soon' is not a duration"),

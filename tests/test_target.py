@@ -74,7 +74,7 @@ def test_an_address_is_taken_apart(read: Read, uri: str, read_as: str, parts: tu
             "http://given",
         ),
         ("", {"MLFLOW_TRACKING_URI": "http://first", "MLFLOW_TRACKING_URL": "http://second"}, "http://first"),
-        ("", {"MLFLOW_TRACKING_URI": " ", "MLFLOW_TRACKING_URL": "http://second/"}, "http://second"),
+        ("", {"MLFLOW_TRACKING_URI": " ", "MLFLOW_TRACKING_URL": "http://second/\n"}, "http://second"),
     ],
 )
 def test_the_given_address_goes_before_those_of_the_environment(
@@ -98,9 +98,12 @@ def test_without_an_address_there_is_nothing_to_talk_to(read: Read) -> None:
         ),
         ("", {"MLFLOW_TRACKING_URL": f"https://me:{SECRET}@host"}, r"^MLFLOW_TRACKING_URL: .*'https://\*\*\*@host'"),
         ("ftp://host", {}, r"^--uri: The address"),
-        ("http://ho\tst", {}, r"^--uri: .*control characters"),
+        ("", {"MLFLOW_TRACKING_URI": f"https://me:{SECRET}@host\n"}, r"^MLFLOW_TRACKING_URI: .*'https://\*\*\*@host'"),
+        ("", {"MLFLOW_TRACKING_URI": f"https://me:{SECRET}/x@host"}, r"^MLFLOW_TRACKING_URI: .*'https://\*\*\*@host'"),
+        ("", {"MLFLOW_TRACKING_URI": f"https://me:\t{SECRET}@host"}, r"^MLFLOW_TRACKING_URI holds a line break or"),
+        ("http://ho\tst", {}, r"^--uri holds .*control character: write it again"),
         ("http://host/a b", {}, r"^--uri: .*blanks"),
-        ("http://host/\x7f", {}, r"^--uri: .*control characters"),
+        ("http://host/\x7f", {}, r"^--uri holds .*control character"),
         ("http://hóst", {}, r"^--uri: .*outside ASCII"),
         ("http://a..b", {}, r"^--uri: the host of 'http://a\.\.b' cannot be a name"),
         (f"http://{'a' * 64}.example", {}, r"cannot be a name"),

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 MPIEXEC = str(Path(sys.prefix) / "bin" / "mpiexec")
@@ -26,17 +26,25 @@ class Launched:
 
     process: subprocess.Popen[str]
     mark: str
+    seen: set[int] = field(default_factory=set)
 
     def left(self) -> list[int]:
-        """Return the processes of the job that are still there; whoever was its parent, its environment stays."""
-        found = []
+        """Return the processes of the job that are still there; whoever their parents are, they have its mark."""
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 if self.mark.encode() in (folder / "environ").read_bytes():
-                    found.append(int(folder.name))
+                    self.seen.add(int(folder.name))
             except OSError:
                 continue
-        return found
+        # One that is being ended has no environment any more, and still holds its files.
+        return [pid for pid in self.seen if _there(pid)]
+
+    def kill(self, pid: int) -> None:
+        """Kill one of the job's processes, and wait until all are gone."""
+        self.left()
+        kill(pid)
+        self.process.communicate(timeout=60)
+        self.until_gone()
 
     def end(self) -> tuple[int, str, str]:
         """Wait until the launcher ends; return exit code, standard output, standard error."""
@@ -76,6 +84,17 @@ def launched_as(command: list[str], *, cwd: Path, **environment: str) -> Iterato
         for pid in job.left():
             kill(pid)
         process.communicate()
+
+
+def _there(pid: int) -> bool:
+    """Tell whether any thread of a process is more than a zombie."""
+    try:
+        threads = [
+            thread.read_text().rpartition(")")[2].split()[0] for thread in Path(f"/proc/{pid}/task").glob("*/stat")
+        ]
+    except OSError:
+        return False
+    return any(state not in "ZX" for state in threads)
 
 
 def kill(pid: int) -> None:

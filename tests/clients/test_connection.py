@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from itertools import pairwise
+from time import monotonic_ns
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hpcstress.clients.answer import Answer
+from hpcstress.clients.connection import KEPT_BODY, MAX_HEAD, Connection
+from hpcstress.record import Outcome
+from tests.peers import Peer, Streams, listening
+
+LATER = 10**18
+REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+CHUNKED = (
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;x=y\r\nhello\r\n6\r\n world\r\n0\r\nTrailer: z\r\n\r\n"
+)
+
+
+def with_server(
+    serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+    play: Callable[[Connection, Peer], Awaitable[None]],
+) -> None:
+    """Play against a server that speaks raw bytes."""
+
+    async def accept(peer: Peer, number: int, streams: Streams) -> None:
+        await serve(*streams)
+
+    async def test() -> None:
+        async with listening(Peer("http", "127.0.0.1"), accept) as peer:
+            loop = asyncio.get_running_loop()
+            _, connection = await loop.create_connection(Connection, peer.host, peer.port)
+            await play(connection, peer)
+            connection.abandon()
+
+    asyncio.run(test())
+
+
+def says(
+    *pieces: bytes, close: bool = False
+) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
+    """Return a server that answers every request with these pieces, each in a packet of its own."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await reader.readuntil(b"\r\n\r\n")
+            for piece in pieces:
+                writer.write(piece)
+                await writer.drain()
+                # The client's loop is this loop: it reads what has been written before the next piece goes out.
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            if close:
+                return
+
+    return serve
+
+
+def answers(*pieces: bytes, close: bool = False, keep: int = KEPT_BODY) -> Answer:
+    """Return what becomes of one request that is answered so."""
+    heard: list[Answer] = []
+
+    async def play(connection: Connection, peer: Peer) -> None:
+        heard.append(await connection.exchange(REQUEST, LATER, keep))
+
+    with_server(says(*pieces, close=close), play)
+    return heard[0]
+
+
+def test_requests_follow_each_other_on_one_connection() -> None:
+    async def play(connection: Connection, peer: Peer) -> None:
+        for _ in range(3):
+            before = monotonic_ns()
+            answer = await connection.exchange(REQUEST, LATER)
+            assert (answer.outcome, answer.status, answer.body) == (Outcome.ok, 200, b"{}")
+            assert (answer.sent, answer.received) == (len(REQUEST), len(OK))
+            assert before < answer.end < monotonic_ns()
+        assert connection.usable
+        assert peer.connections == 1
+
+    with_server(says(OK), play)
+
+
+@settings(max_examples=60, deadline=None)
+@given(cuts=st.sets(st.integers(1, len(CHUNKED) - 1)))
+def test_an_answer_in_any_pieces_is_the_same_answer(cuts: set[int]) -> None:
+    edges = [0, *sorted(cuts), len(CHUNKED)]
+
+    answer = answers(*(CHUNKED[a:b] for a, b in pairwise(edges)))
+
+    assert (answer.outcome, answer.body, answer.received) == (Outcome.ok, b"hello world", len(CHUNKED))
+
+
+def test_an_interim_answer_is_not_the_answer() -> None:
+    assert answers(b"HTTP/1.1 100 Continue\r\n\r\n", OK).status == 200
+
+
+def test_after_connection_close_the_connection_is_not_used_again() -> None:
+    async def play(connection: Connection, peer: Peer) -> None:
+        answer = await connection.exchange(REQUEST, LATER)
+        assert answer.outcome is Outcome.ok
+        assert not connection.usable
+
+    with_server(says(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")), play)
+
+
+def test_a_body_without_length_ends_with_the_connection() -> None:
+    answer = answers(b"HTTP/1.1 200 OK\r\nServer: x\r\n\r\n", b"all ", b"of it", close=True)
+
+    assert (answer.outcome, answer.body) == (Outcome.ok, b"all of it")
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        b"",
+        b"HTTP/1.1 200 OK\r\nContent-Le",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhel",
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+    ],
+)
+def test_an_answer_that_is_cut_off_was_closed(piece: bytes) -> None:
+    answer = answers(piece, close=True)
+
+    assert (answer.outcome, answer.status) == (Outcome.closed, 0)
+
+
+@pytest.mark.parametrize(
+    "piece", [b"SSH-2.0-OpenSSH\r\n", b"\x16\x03\x01\x00\x05", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"]
+)
+def test_what_is_not_http_is_malformed(piece: bytes) -> None:
+    assert answers(piece).outcome is Outcome.malformed
+
+
+def test_a_head_without_end_is_malformed() -> None:
+    line = b"X-Header: " + b"x" * 1000 + b"\r\n"
+    answer = answers(b"HTTP/1.1 200 OK\r\n", *[line] * (MAX_HEAD // 1000 + 2))
+
+    assert answer.outcome is Outcome.malformed
+    assert answer.received <= 2 * MAX_HEAD
+
+
+def test_a_huge_body_is_counted_and_not_kept() -> None:
+    size = 3 * KEPT_BODY
+    answer = answers(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size, *[b"x" * KEPT_BODY] * 3)
+
+    assert answer.outcome is Outcome.ok
+    assert len(answer.body) == KEPT_BODY
+    assert answer.received > size
+
+
+def test_a_sink_takes_the_whole_body() -> None:
+    taken = bytearray()
+
+    async def play(connection: Connection, peer: Peer) -> None:
+        answer = await connection.exchange(REQUEST, LATER, 0, taken.extend)
+        assert answer.outcome is Outcome.ok
+
+    with_server(says(CHUNKED), play)
+    assert taken == b"hello world"
+
+
+def test_a_request_whose_time_is_over_has_failed_and_its_connection_with_it() -> None:
+    async def play(connection: Connection, peer: Peer) -> None:
+        now = monotonic_ns()
+        waiter = connection.exchange(REQUEST, now + 10**9)
+        connection.expire(now + 10**9 - 1)
+        assert not waiter.done()
+        connection.expire(now + 10**9)
+        assert (await waiter).outcome is Outcome.timeout
+        assert not connection.usable
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    with_server(silent, play)
+
+
+def test_bytes_that_nobody_asked_for_end_the_connection() -> None:
+    async def play(connection: Connection, peer: Peer) -> None:
+        assert (await connection.exchange(REQUEST, LATER)).status == 200
+        while connection.usable:
+            await asyncio.sleep(0)
+
+    with_server(says(OK, OK), play)
+
+
+def test_a_second_answer_in_the_same_packet_is_not_taken_for_the_next() -> None:
+    async def play(connection: Connection, peer: Peer) -> None:
+        assert (await connection.exchange(REQUEST, LATER)).status == 200
+        assert not connection.usable
+
+    with_server(says(OK + b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"), play)
+
+
+def chunks(made: list[int], count: int, size: int) -> Iterator[bytes]:
+    for _ in range(count):
+        made.append(size)
+        yield b"x" * size
+
+
+def test_an_upload_is_made_no_faster_than_it_is_sent() -> None:
+    made: list[int] = []
+    count, size = 200, 1 << 18
+    head = b"PUT / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % (count * size)
+    reading = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reading.wait()
+        await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(count * size)
+        writer.write(OK)
+        await writer.drain()
+
+    async def play(connection: Connection, peer: Peer) -> None:
+        upload = asyncio.ensure_future(connection.upload(head, chunks(made, count, size), LATER))
+        before = -1
+        while len(made) > before:
+            before = len(made)
+            for _ in range(50):
+                await asyncio.sleep(0)
+        # Nobody reads: what is made fits into the buffers on the way, whatever the size of the whole.
+        assert sum(made) < count * size / 2
+        reading.set()
+        answer = await upload
+        assert answer.outcome is Outcome.ok
+        assert answer.sent == len(head) + count * size
+
+    with_server(serve, play)
+
+
+def test_an_upload_stops_when_the_server_has_answered_already() -> None:
+    made: list[int] = []
+    head = b"PUT / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % (1 << 30)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")
+        await reader.read()
+
+    async def play(connection: Connection, peer: Peer) -> None:
+        answer = await connection.upload(head, chunks(made, 1 << 12, 1 << 18), LATER)
+        assert (answer.outcome, answer.status) == (Outcome.auth, 401)
+        assert not connection.usable
+
+    with_server(serve, play)
+    assert len(made) < 1 << 12
+
+
+def test_an_upload_into_a_connection_that_breaks_was_closed() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.transport.abort()
+
+    async def play(connection: Connection, peer: Peer) -> None:
+        head = b"PUT / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % (1 << 30)
+        answer = await connection.upload(head, chunks([], 1 << 12, 1 << 18), LATER)
+        assert answer.outcome is Outcome.closed
+
+    with_server(serve, play)

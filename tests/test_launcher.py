@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hpcstress.launcher import promised_rank, promised_size, seconds_since_start, wrong_size
+
+MPICH = {"PMI_SIZE": "4", "PMI_RANK": "3"}
+OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "PMIX_RANK": "3"}
+CRAY = {"PALS_SIZE": "4", "PALS_RANKID": "3"}
+MVAPICH = {"MV2_COMM_WORLD_SIZE": "4", "MV2_COMM_WORLD_RANK": "3"}
+SLURM = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"}
+
+
+@pytest.mark.parametrize("environment", [MPICH, OPEN_MPI, CRAY, MVAPICH, SLURM])
+def test_every_launcher_says_how_many_ranks_there_are_and_which_this_is(environment: dict[str, str]) -> None:
+    assert promised_size(environment) == 4
+    assert promised_rank(environment) == 3
+
+
+@pytest.mark.parametrize("environment", [{}, {"PATH": "/bin"}, {"SLURM_NTASKS": "8"}, {"SLURM_JOB_ID": "1"}])
+def test_without_a_launcher_there_is_one_rank(environment: dict[str, str]) -> None:
+    assert promised_size(environment) is None
+    assert promised_rank(environment) == 0
+
+
+def test_an_mpirun_within_a_step_of_slurm_goes_before_the_step() -> None:
+    step = {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}
+    for inner in (MPICH, OPEN_MPI, CRAY, MVAPICH):
+        assert promised_size(step | inner) == 4
+        assert promised_rank(step | inner) == 3
+
+
+@pytest.mark.parametrize("value", ["", "many", "-1", "1.5"])
+def test_what_is_no_number_is_no_launchers_word(value: str) -> None:
+    assert promised_size({"PMI_SIZE": value}) is None
+    assert promised_size({"PMI_SIZE": value} | SLURM) == 4
+    assert promised_rank({"PMI_RANK": value}) == 0
+
+
+def test_rank_0_is_a_rank() -> None:
+    assert promised_rank({"PMI_RANK": "0", "SLURM_PROCID": "3"}) == 0
+
+
+def test_launcher_and_library_that_do_not_belong_together_are_named_with_what_to_do() -> None:
+    sentence = wrong_size(4, 1, "MPICH Version: 4.2")
+    assert sentence.startswith("The launcher started 4 ranks, but the MPI library (MPICH Version: 4.2) sees 1:")
+    assert "Use the launcher of that library" in sentence
+
+
+def test_a_process_knows_since_when_it_runs() -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", "from hpcstress.launcher import seconds_since_start; print(seconds_since_start())"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    # Its clock ticks a hundred times a second.
+    tick = 1 / os.sysconf("SC_CLK_TCK")
+    assert -tick <= float(told.stdout) < 300
+    before = time.clock_gettime(time.CLOCK_BOOTTIME)
+    first = seconds_since_start()
+    second = seconds_since_start()
+    after = time.clock_gettime(time.CLOCK_BOOTTIME)
+    assert 0 <= second - first <= after - before

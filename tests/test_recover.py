@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hpcstress.errors import Refusal
+from hpcstress.folder import RunFolder
+from hpcstress.journal import HEADER_SIZE, Journal
+from hpcstress.plan import Plan
+from hpcstress.record import COLUMNS, ROW, Operation, Outcome
+from hpcstress.recover import recover
+from hpcstress.result import Result
+from hpcstress.schedule import WARMUP, owned, steps, warmup
+
+RANKS = 3
+PLAN = Plan(runs=(3, 8), repeats=1, warmup=2)
+FACTS = {"session": "abc", "ranks": RANKS}
+BEGAN = 1.7e9
+MS = 1_000_000
+
+
+def play(folder: RunFolder, ranks: list[int], *, whole: bool = True) -> None:
+    """Leave what a job with a null client leaves that is stopped before its end: each run has two requests."""
+    folder.create(0)
+    folder.plan.write_text(PLAN.to_toml(), "utf-8")
+    folder.note("job", facts=FACTS)
+    for step in steps(PLAN):
+        folder.note("step", number=step.number, repeat=step.repeat, size=step.size, began=BEGAN + step.number)
+    for rank in ranks:
+        header = {"ranks": RANKS, "host": f"node-{rank}", "pid": 100 + rank, "offset_ns": rank, "error_ns": 5}
+        journal = Journal(folder.journal(rank), rank, {**header, "import_seconds": 0.5})
+        for step in (warmup(PLAN), *steps(PLAN)):
+            journal.begin(step.number, 0)
+            for run in owned(step.size, rank, RANKS):
+                for seq, operation in enumerate((Operation.create_run, Operation.finish_run)):
+                    end = (run + 1) * 10 * MS + seq
+                    journal.append(0, seq, end, 1, 2, run, seq, 200, 1, Outcome.ok, operation)
+        if whole:
+            journal.close()
+        else:
+            journal.__exit__(KeyboardInterrupt, None, None)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "job")
+
+
+def found(folder: RunFolder) -> set[tuple[int, ...]]:
+    with Result(folder.result) as result:
+        rows = result.rows(("step", "run", "seq", "rank"))
+    return {tuple(row) for row in rows.tolist()}
+
+
+def all_rows() -> set[tuple[int, ...]]:
+    return {(step.number, run, seq, run % RANKS) for step in steps(PLAN) for run in range(step.size) for seq in (0, 1)}
+
+
+def test_from_whole_journals_the_result_has_every_row_but_those_of_the_warm_up(folder: RunFolder) -> None:
+    play(folder, [0, 1, 2])
+    assert recover(folder) == ["Recovered from journals. Every rank had come to its end; the gathering had not."]
+    assert found(folder) == all_rows()
+    assert WARMUP not in {row[0] for row in found(folder)}
+
+
+def test_the_result_explains_itself_as_any_other(folder: RunFolder) -> None:
+    play(folder, [0, 1, 2])
+    notes = recover(folder)
+    with Result(folder.result) as result:
+        assert result.plan_toml == PLAN.to_toml()
+        assert result.facts == FACTS
+        assert result.notes == notes
+        assert not result.complete
+        told = result.table("steps")
+        assert told[["step", "size", "began", "attempts", "runs_finished"]].tolist() == [
+            (0, 3, BEGAN, 6, 3),
+            (1, 8, BEGAN + 1, 16, 8),
+        ]
+        assert told["first_done"].tolist() == [10 * MS + 1, 60 * MS + 1]
+        assert told["last_done"].tolist() == [30 * MS + 1, 80 * MS + 1]
+        ranks = result.table("ranks")
+        assert ranks[["rank", "host", "pid", "offset_ns", "complete"]].tolist() == [
+            (rank, f"node-{rank}".encode(), 100 + rank, rank, True) for rank in range(RANKS)
+        ]
+        assert len(result.table("health")) == 0
+
+
+def test_ranks_that_did_not_come_to_their_end_are_named(folder: RunFolder) -> None:
+    play(folder, [0, 1, 2], whole=False)
+    assert recover(folder) == ["Recovered from journals. Incomplete ranks: 0, 1, 2 of 3."]
+    assert found(folder) == all_rows()
+    with Result(folder.result) as result:
+        assert not result.table("ranks")["complete"].any()
+
+
+def test_ranks_without_a_journal_are_named(folder: RunFolder) -> None:
+    play(folder, [0, 2])
+    assert recover(folder) == ["Recovered from journals. Incomplete ranks: 1 of 3."]
+    assert found(folder) == {row for row in all_rows() if row[3] != 1}
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(cut=st.integers(HEADER_SIZE, HEADER_SIZE + 8 * ROW.size))
+def test_of_a_journal_that_was_cut_off_every_row_before_the_cut_is_there(
+    tmp_path_factory: pytest.TempPathFactory, cut: int
+) -> None:
+    folder = RunFolder(tmp_path_factory.mktemp("cut") / "job")
+    play(folder, [0, 1, 2])
+    journal = folder.journal(1)
+    journal.write_bytes(journal.read_bytes()[:cut])
+    assert recover(folder) == ["Recovered from journals. Incomplete ranks: 1 of 3."]
+    # Rank 1 has played 1 run of the warm-up, 1 of the first step, and 3 of the second.
+    kept = max(0, (cut - HEADER_SIZE) // ROW.size - 2)
+    assert len(found(folder)) == len(all_rows()) - 8 + kept
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\0" * HEADER_SIZE])
+def test_a_journal_without_a_header_is_told_of_and_its_rank_is_incomplete(folder: RunFolder, content: bytes) -> None:
+    play(folder, [0, 1, 2])
+    folder.journal(2).write_bytes(content)
+    damaged, summary = recover(folder)
+    assert "rank-000002.rows is no journal, or was cut off within its header" in damaged
+    assert summary == "Recovered from journals. Incomplete ranks: 2 of 3."
+    assert found(folder) == {row for row in all_rows() if row[3] != 2}
+
+
+def test_from_nothing_but_broken_journals_nobody_is_said_to_be_complete(folder: RunFolder) -> None:
+    play(folder, [0, 1, 2])
+    folder.log.unlink()
+    for rank in range(RANKS):
+        folder.journal(rank).write_bytes(b"")
+    assert recover(folder)[-1] == "Recovered from journals. Incomplete ranks: 0, 1, 2 of 3."
+    assert not found(folder)
+
+
+def test_without_plan_and_log_the_rows_are_there_all_the_same(folder: RunFolder) -> None:
+    play(folder, [0, 1, 2])
+    folder.log.unlink()
+    folder.plan.unlink()
+    recover(folder)
+    assert found(folder) == all_rows()
+    with Result(folder.result) as result:
+        assert (result.plan_toml, result.facts) == ("", {})
+        assert result.table("steps")[["step", "size", "attempts"]].tolist() == [(0, 0, 6), (1, 0, 16)]
+
+
+def test_a_log_that_was_cut_off_costs_only_what_it_would_have_said(folder: RunFolder) -> None:
+    play(folder, [0, 1, 2])
+    folder.log.write_bytes(folder.log.read_bytes()[:-10])
+    recover(folder)
+    assert found(folder) == all_rows()
+    with Result(folder.result) as result:
+        assert result.table("steps")["size"].tolist() == [3, 0]
+
+
+def test_what_the_audit_had_found_is_in_the_result(folder: RunFolder) -> None:
+    play(folder, [0, 1, 2])
+    counts = {"checked": 3, "intact": 1, "missing": 1, "wrong": 1, "unread": 0, "ghosts": 4}
+    folder.note("audit", step=0, **counts)
+    recover(folder)
+    with Result(folder.result) as result:
+        told = result.table("audit")
+    assert dict(zip(told.dtype.names or (), told[0].tolist(), strict=True)) == {"step": 0, **counts}
+
+
+def test_many_incomplete_ranks_are_counted_and_not_all_listed(folder: RunFolder) -> None:
+    folder.create(0)
+    folder.note("job", facts={"ranks": 500})
+    Journal(folder.journal(0), 0, {"ranks": 500}).close()
+    (note,) = recover(folder)
+    assert note.endswith("Incomplete ranks: " + ", ".join(map(str, range(1, 21))) + " and 479 more of 500.")
+
+
+def test_a_result_is_never_overwritten(folder: RunFolder) -> None:
+    play(folder, [0])
+    folder.result.write_bytes(b"mine")
+    with pytest.raises(Refusal, match=r"result\.h5 is there already, nothing has to be recovered\."):
+        recover(folder)
+    assert folder.result.read_bytes() == b"mine"
+
+
+def test_a_folder_without_a_journal_is_refused(folder: RunFolder) -> None:
+    with pytest.raises(Refusal, match=r"There is no journal in .*journals: give the output folder of a job"):
+        recover(folder)
+
+
+def test_the_journals_stay_and_what_a_killed_job_had_begun_to_write_goes(folder: RunFolder) -> None:
+    play(folder, [0, 1, 2])
+    before = {path: path.read_bytes() for path in folder.journal_files()}
+    folder.result.with_name("result.h5.4711.part").write_bytes(b"half a result")
+    recover(folder)
+    assert {path: path.read_bytes() for path in folder.journal_files()} == before
+    assert sorted(path.name for path in folder.path.iterdir()) == ["journals", "log.jsonl", "plan.toml", "result.h5"]
+
+
+def test_all_columns_come_from_the_journals_unchanged(folder: RunFolder) -> None:
+    play(folder, [0])
+    recover(folder)
+    with Result(folder.result) as result:
+        first = {name: int(column[0]) for name, column in result.attempts(COLUMNS).items()}
+    assert first == {
+        "due": 0,
+        "start": 0,
+        "end": 10 * MS,
+        "sent": 1,
+        "received": 2,
+        "run": 0,
+        "rank": 0,
+        "step": 0,
+        "seq": 0,
+        "status": 200,
+        "attempt": 1,
+        "outcome": Outcome.ok,
+        "op": Operation.create_run,
+    }

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from hpcstress.clients import Client
+from hpcstress.clients.answer import Answer, Failed
+from hpcstress.content import Content
+from hpcstress.errors import UsageRefusal
+from hpcstress.plan import Plan
+from hpcstress.record import Operation, Outcome
+from hpcstress.workloads import MODULES, describe, load
+
+
+class Recorder(Client):
+    """Write down what a workload asks for; fail at one request."""
+
+    def __init__(self, fails_at: int = -1) -> None:
+        super().__init__()
+        self.requests: list[tuple[Operation, Any]] = []
+        self._fails_at = fails_at
+
+    async def _request(self, operation: Operation, payload: Any) -> None:
+        self.requests.append((operation, payload))
+        if len(self.requests) - 1 == self._fails_at:
+            raise Failed(Answer(Outcome.server_error, 500, 0, 0, 0, b""))
+
+    def close(self) -> None: ...
+
+
+def played(plan: Plan, fails_at: int = -1) -> list[tuple[Operation, Any]]:
+    client = Recorder(fails_at)
+    run = Content(plan, "session").run(0, 5)
+    try:
+        asyncio.run(load(plan.workload)(run, client))
+    except Failed:
+        assert fails_at >= 0
+    return client.requests
+
+
+def operations(plan: Plan) -> list[str]:
+    return [operation.name for operation, _ in played(plan)]
+
+
+# Which there are.
+
+
+def test_every_workload_says_in_a_line_what_it_does() -> None:
+    told = describe()
+    assert list(told) == list(MODULES)
+    assert all(line.endswith(".") and len(line) < 120 for line in told.values())
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_workload_can_be_loaded_and_plays_a_run(name: str) -> None:
+    asked = operations(Plan(workload=name))
+    assert asked[0] == "create_run"
+    assert asked[-1] == "finish_run"
+
+
+def test_an_unknown_workload_is_refused_and_near_ones_are_offered() -> None:
+    with pytest.raises(UsageRefusal, match=r"^There is no workload 'paralel-runs'\. Did you mean parallel-runs\?"):
+        load("paralel-runs")
+
+
+# parallel-runs.
+
+
+def test_a_parallel_run_logs_everything_in_the_order_of_a_training_job() -> None:
+    assert operations(Plan(params=1, metrics=1, artifacts=2)) == [
+        "create_run",
+        "log_params",
+        "log_metrics",
+        "get_run",
+        "log_artifact",
+        "log_artifact",
+        "get_run",
+        "finish_run",
+    ]
+
+
+def test_what_there_is_none_of_is_not_sent() -> None:
+    assert operations(Plan(params=0, metrics=0, artifacts=0)) == ["create_run", "get_run", "finish_run"]
+
+
+def test_a_run_logs_its_content_and_nothing_else() -> None:
+    plan = Plan(params=3, metrics=2, artifacts=1)
+    run = Content(plan, "session").run(0, 5)
+    sent = dict(played(plan))
+    assert sent[Operation.create_run] == (run.name, run.tags)
+    assert sent[Operation.log_params] == run.params[:]
+    assert sent[Operation.log_metrics] == run.metrics[:]
+    assert sent[Operation.log_artifact] == run.artifacts[0]
+
+
+@pytest.mark.parametrize(
+    ("params", "metrics", "sizes"),
+    [
+        (250, 0, [100, 100, 50]),
+        (100, 0, [100]),
+        (101, 0, [100, 1]),
+        (0, 2500, [1000, 1000, 500]),
+        (0, 1000, [1000]),
+    ],
+)
+def test_what_is_more_than_a_request_may_hold_is_split_as_the_stock_client_splits_it(
+    params: int, metrics: int, sizes: list[int]
+) -> None:
+    sent = played(Plan(params=params, metrics=metrics, artifacts=0))
+    pieces = [payload for operation, payload in sent if operation.name.startswith("log")]
+    assert [len(piece) for piece in pieces] == sizes
+    run = Content(Plan(params=params, metrics=metrics), "session").run(0, 5)
+    assert [item for piece in pieces for item in piece] == run.params[:] + run.metrics[:]
+
+
+def test_a_failed_operation_ends_the_run() -> None:
+    plan = Plan(params=1, metrics=1, artifacts=1)
+    whole = played(plan)
+    for number in range(len(whole)):
+        assert played(plan, fails_at=number) == whole[: number + 1]
