@@ -86,7 +86,10 @@ def audited(*records: dict[str, int]) -> Any:
         # Slowness comes first; where the server fails is told as well.
         (
             [step(10), step(30, p99=4200), step(100, p99=9000), step(300, failed={Outcome.pool_exhausted: 9})],
-            f"{TAKES_10} at 30 the p99 is 4.2 s, above the objective of 1 s; at 300 {POOL} (9 of 300 requests): {RAISE}",
+            (
+                f"{TAKES_10} at 30 the p99 is 4.2 s, above the objective of 1 s; "
+                f"at 300 {POOL} (9 of 300 requests): {RAISE}"
+            ),
         ),
         # An objective that was not met either is nothing beside failures.
         (
