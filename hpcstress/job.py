@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import uvloop
 
-from hpcstress.audit import Auditor, acknowledged_requests
+from hpcstress.audit import Auditor
 from hpcstress.books import Books
 from hpcstress.clients.api import Api
 from hpcstress.clients.dial import Dialer
@@ -33,6 +33,7 @@ from hpcstress.preflight import wait_until_back
 from hpcstress.prepare import Setup, prepare
 from hpcstress.progress import Beat, Progress
 from hpcstress.ranks import World
+from hpcstress.replay import acknowledged_requests
 from hpcstress.result import TABLES, ResultWriter
 from hpcstress.schedule import WARMUP, Step, owned, steps, warmup
 from hpcstress.stop import Stop

@@ -149,6 +149,8 @@ class Connection(asyncio.Protocol):
                 self.on_message_complete()
             else:
                 self._fail(Outcome.closed)
+        # The parser knows this connection, too: without this, only the garbage collector could free the two.
+        del self._parser
 
     def pause_writing(self) -> None:
         self._resume = self._loop.create_future()

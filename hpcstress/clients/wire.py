@@ -203,8 +203,10 @@ class WireClient(Client):
         else:
             head = self._wire.target.head("PUT", f"{self._artifacts}/{quote(artifact.path)}")
             head += f"{_BYTES}{artifact.size}\r\n\r\n".encode()
+            upload = connection.upload(head, artifact.chunks(), start + self._wire.timeout_ns)
+            del head
             try:
-                answer = await connection.upload(head, artifact.chunks(), start + self._wire.timeout_ns)
+                answer = await upload
             except asyncio.CancelledError:
                 self._record(Operation.log_artifact, start, Answer(Outcome.interrupted, 0, monotonic_ns(), 0, 0, b""))
                 raise
