@@ -124,21 +124,47 @@ class Artifact:
         return digest.hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Describe one run: how it is found again, and what it logs."""
-
-    number: int
-    name: str
-    tags: tuple[tuple[str, str], ...]
-    params: Params
-    metrics: Metrics
-    artifacts: tuple[Artifact, ...]
-
-
 SESSION_TAG = "hpcstress.session"
 STEP_TAG = "hpcstress.step"
 RUN_TAG = "hpcstress.run"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Describe one run: how it is found again, and what it logs. All of it is made when it is asked for."""
+
+    content: Content
+    step: int
+    number: int
+
+    @property
+    def name(self) -> str:
+        """Return the name that people see."""
+        return f"hpcstress-{self.step}-{self.number}"
+
+    @property
+    def tags(self) -> tuple[tuple[str, str], ...]:
+        """Return the tags by which the run is found again."""
+        return (SESSION_TAG, self.content.session), (STEP_TAG, str(self.step)), (RUN_TAG, str(self.number))
+
+    @property
+    def params(self) -> Params:
+        """Return the parameters."""
+        return Params(self.content.plan.seed, self.number, self.content.plan.params)
+
+    @property
+    def metrics(self) -> Metrics:
+        """Return the metrics."""
+        return Metrics(self.content.plan.seed, self.number, self.content.plan.metrics)
+
+    @property
+    def artifacts(self) -> tuple[Artifact, ...]:
+        """Return the artifacts; their bytes are made while they are read."""
+        plan = self.content.plan
+        return tuple(
+            Artifact(f"artifact-{index}.bin", plan.artifact_size, plan.seed, self.number, index)
+            for index in range(plan.artifacts)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,15 +176,4 @@ class Content:
 
     def run(self, step: int, number: int) -> Run:
         """Return what run `number` of a step logs."""
-        plan = self.plan
-        return Run(
-            number=number,
-            name=f"hpcstress-{step}-{number}",
-            tags=((SESSION_TAG, self.session), (STEP_TAG, str(step)), (RUN_TAG, str(number))),
-            params=Params(plan.seed, number, plan.params),
-            metrics=Metrics(plan.seed, number, plan.metrics),
-            artifacts=tuple(
-                Artifact(f"artifact-{index}.bin", plan.artifact_size, plan.seed, number, index)
-                for index in range(plan.artifacts)
-            ),
-        )
+        return Run(self, step, number)
