@@ -96,17 +96,18 @@ def run(
     **options: str | None,
 ) -> int:
     """Run a plan: climb its ladder, read the server back, write the result and the report."""
-    resolved = _resolve(plan, options)
     if dry_run:
-        return _show_plan(resolved)
+        return _show_plan(_resolve(plan, options))
     from hpcstress.folder import RunFolder
     from hpcstress.job import run_job
     from hpcstress.progress import Progress, Shown
     from hpcstress.ranks import world
 
     import_seconds = seconds_since_start()
-    default = Path("results") / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{resolved.workload}"
     with world() as ranks:
+        # Rank 0 reads it for all: a rank that refused alone, before it has joined, would leave the others waiting.
+        resolved = ranks.only_first(lambda: _resolve(plan, options))
+        default = Path("results") / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{resolved.workload}"
         folder = RunFolder(ranks.tell(output or default))
         progress = Shown() if ranks.rank == 0 else Progress()
         code = run_job(resolved, ranks, folder, os.environ, progress, import_seconds)
@@ -190,13 +191,13 @@ def serve(name: Annotated[str, Parameter(help="Which server to start.")] = "mlfl
 @_planned
 def doctor(plan: PlanName = None, /, **options: str | None) -> int:
     """See from every rank whether the server can be reached, lets in, and how good files, clocks and MPI are."""
-    resolved = _resolve(plan, options)
     from hpcstress.doctor import examine
     from hpcstress.preflight import check_open_files
     from hpcstress.ranks import world
 
     import_seconds = seconds_since_start()
     with world() as ranks:
+        resolved = ranks.only_first(lambda: _resolve(plan, options))
         target = ranks.first_refusal(lambda: _named_target(resolved.uri))
         if target is None and ranks.rank == 0:
             _tell("No server was named: give --uri or MLFLOW_TRACKING_URI to have it examined, too.")

@@ -128,5 +128,5 @@ def found_state(answer: Mapping[str, Any]) -> State:
             params={str(param["key"]): str(param.get("value", "")) for param in data.get("params") or ()},
             metrics={str(metric["key"]): float(metric["value"]) for metric in data.get("metrics") or ()},
         )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise ValueError(f"no description of a run: {error!r}") from None

@@ -188,13 +188,13 @@ def test_a_result_can_be_audited_again_and_later_losses_are_found(tmp_path: Path
         result = tmp_path / "job" / "result.h5"
         sound = "6 of 6 runs read back are intact, no ghost run"
         assert again(result, server.environment) == (True, [f"step {step} (6 runs): {sound}" for step in (1, 2)])
-        next(run for run in server.runs.values() if run.name == "hpcstress-1-4").params.clear()
+        next(run for run in server.runs.values() if run.name == "hpcstress-0-4").params.clear()
         clean, said = again(result, server.environment)
     assert not clean
     assert said == [
-        f"step 1 (6 runs): {sound}",
-        "step 2 (6 runs): 5 of 6 runs read back are intact, 1 lack something acknowledged, no ghost run",
-        "  hpcstress-1-4: 5 acknowledged params are missing, first param-0.",
+        "step 1 (6 runs): 5 of 6 runs read back are intact, 1 lack something acknowledged, no ghost run",
+        "  hpcstress-0-4: 5 acknowledged params are missing, first param-0.",
+        f"step 2 (6 runs): {sound}",
     ]
 
 

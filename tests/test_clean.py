@@ -109,7 +109,7 @@ def test_a_server_that_lists_too_much_loses_nothing_of_others(tmp_path: Path) ->
 def test_artifacts_that_do_not_lie_in_a_folder_of_the_run_are_left_alone(tmp_path: Path) -> None:
     with serving() as server:
         facts = job(server, tmp_path / "job")
-        server.faults.artifact_uri = "mlflow-artifacts:/"
+        server.faults.artifact_uri = f"mlflow-artifacts:/{facts['experiment_id']}"
         assert cleaned(server.environment, facts) == Cleaned(runs=6, artifacts=0, experiment=True)
         assert len(server.artifacts) == 6
 

@@ -423,7 +423,8 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
     stub = folder / "stub" / "analysis"
     stub.mkdir(parents=True)
     (stub / "__init__.py").write_text("raise ImportError(name='analysis')\n")
-    return os.environ | {"PYTHONPATH": str(stub.parent)} | more
+    path = os.pathsep.join([str(stub.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | {"PYTHONPATH": path} | more
 
 
 @contextmanager

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import os
 import signal
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -157,6 +158,7 @@ def test_warm_up_is_sent_and_in_no_figure(tmp_path: Path) -> None:
         assert {*result.attempts(["step"])["step"].tolist()} == {0}
         assert len(requests(result)) == 6 * REQUESTS == len(server.load()) - 4 * REQUESTS
         assert result.table("steps")["step"].tolist() == result.table("audit")["step"].tolist() == [0]
+    assert [event["event"] for event in RunFolder(tmp_path / "job").events()] == ["job", "step", "audit"]
 
 
 def test_the_null_client_sends_nothing_and_fails_as_asked(tmp_path: Path) -> None:
@@ -296,7 +298,7 @@ def test_without_an_address_a_server_is_started_watched_and_stopped(
 class Interrupting(Progress):
     """Send signals to this process at chosen moments."""
 
-    def __init__(self, moment: str, number: int) -> None:
+    def __init__(self, moment: str, number: int = signal.SIGINT) -> None:
         self.moment, self.number = moment, number
         self.begun: list[int] = []
 
@@ -305,6 +307,14 @@ class Interrupting(Progress):
             self.moment = ""
             signal.raise_signal(self.number)
 
+    def _soon(self, moment: str) -> None:
+        if moment == self.moment:
+            threading.Timer(0.3, signal.pthread_kill, (threading.main_thread().ident, self.number)).start()
+
+    def say(self, sentence: str) -> None:
+        if "audit:" in sentence:
+            self._soon("away")
+
     def begin(self, step: Step, *_: object) -> None:
         self.begun.append(step.number)
 
@@ -312,7 +322,7 @@ class Interrupting(Progress):
         self._now("load")
 
     def end(self) -> None:
-        self._now("rest")
+        self._soon("rest")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -330,7 +340,7 @@ def test_a_signal_ends_the_load_and_what_was_measured_is_kept(tmp_path: Path, nu
 
 
 def test_a_signal_in_the_warm_up_lets_no_step_begin(tmp_path: Path) -> None:
-    progress = Interrupting("load", signal.SIGINT)
+    progress = Interrupting("load")
     assert play(tmp_path / "job", replace(ALONE, warmup=2, null_delay=3600), {}, progress) == 3
     assert progress.begun == [0xFFFF]
     with Result(tmp_path / "job" / "result.h5") as result:
@@ -339,7 +349,7 @@ def test_a_signal_in_the_warm_up_lets_no_step_begin(tmp_path: Path) -> None:
 
 
 def test_a_signal_ends_the_rest_between_two_steps(tmp_path: Path) -> None:
-    progress = Interrupting("rest", signal.SIGINT)
+    progress = Interrupting("rest")
     assert play(tmp_path / "job", replace(ALONE, repeats=2, sleep_time=3600), {}, progress) == 3
     assert progress.begun == [0]
     with Result(tmp_path / "job" / "result.h5") as result:
@@ -347,19 +357,9 @@ def test_a_signal_ends_the_rest_between_two_steps(tmp_path: Path) -> None:
 
 
 def test_a_signal_ends_the_wait_for_a_server(tmp_path: Path) -> None:
-    class WhileAway(Progress):
-        """Send the signal when the wait has begun."""
-
-        def say(self, sentence: str) -> None:
-            if "audit:" in sentence:
-                signal.setitimer(signal.ITIMER_REAL, 0.2)
-
-    before = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
-        with serving(Faults(die_after=20)) as server:
-            assert play(tmp_path / "job", replace(SMALL, repeats=2, timeout=3600), server.environment, WhileAway()) == 3
-    finally:
-        signal.signal(signal.SIGALRM, before)
+    progress = Interrupting("away")
+    with serving(Faults(die_after=20)) as server:
+        assert play(tmp_path / "job", replace(SMALL, repeats=2, timeout=3600), server.environment, progress) == 3
     with Result(tmp_path / "job" / "result.h5") as result:
         assert "Stopped by a signal in step 2 of 2." in result.notes
         assert not any("did not come back" in note for note in result.notes)

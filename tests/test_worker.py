@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
@@ -304,6 +305,28 @@ def test_a_pulse_that_fails_ends_the_step() -> None:
 
 
 # What the rank felt.
+
+
+@pytest.mark.parametrize("act", [nothing, forever])
+def test_the_garbage_collector_does_not_stop_the_runs_and_goes_on_afterwards(act: Act) -> None:
+    seen = []
+
+    async def watch(run: int, operation: Operation) -> None:
+        seen.append(gc.isenabled())
+        await act(run, operation)
+
+    play(Fakes(watch), range(2), pulse=lambda: True)
+    assert not any(seen)
+    assert gc.isenabled()
+
+
+def test_the_garbage_collector_goes_on_also_when_the_tool_has_failed() -> None:
+    async def fail(run: int, operation: Operation) -> None:
+        raise Refusal("The journal cannot grow.")
+
+    with pytest.raises(Refusal):
+        play(Fakes(fail), range(2))
+    assert gc.isenabled()
 
 
 def test_a_loop_that_was_blocked_shows_in_its_lag() -> None:

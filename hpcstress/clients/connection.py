@@ -30,13 +30,13 @@ class Connection(asyncio.Protocol):
     """Exchange one request at a time with a server that may answer in pieces, slowly, wrongly or not at all."""
 
     __slots__ = (
-        "_body",
         "_body_length",
         "_head",
         "_keep",
         "_loop",
         "_open",
         "_parser",
+        "_pieces",
         "_received",
         "_resume",
         "_sent",
@@ -71,7 +71,8 @@ class Connection(asyncio.Protocol):
         """
         transport = self._transport
         assert transport is not None
-        self._body = self._head = b""
+        self._head = b""
+        self._pieces: list[bytes] = []
         self._body_length = self._received = 0
         self._keep = keep
         self._sink = sink
@@ -169,11 +170,12 @@ class Connection(asyncio.Protocol):
             self.abandon()
 
     def on_body(self, data: bytes) -> None:
+        room = self._keep - self._body_length
         self._body_length += len(data)
         if self._sink is not None:
             self._sink(data)
-        elif len(self._body) < self._keep:
-            self._body = self._body + data[: self._keep - len(self._body)] if self._body else data[: self._keep]
+        elif room > 0:
+            self._pieces.append(data[:room])
 
     def on_message_complete(self) -> None:
         end = monotonic_ns()
@@ -186,8 +188,9 @@ class Connection(asyncio.Protocol):
             if self._transport is not None:
                 self._transport.close()
         if waiter is not None and not waiter.done():
-            outcome = _OK if status == 200 else outcome_of(status, self._body)
-            waiter.set_result(Answer(outcome, status, end, self._sent, self._received, self._body))
+            body = b"".join(self._pieces)
+            outcome = _OK if status == 200 else outcome_of(status, body)
+            waiter.set_result(Answer(outcome, status, end, self._sent, self._received, body))
 
     def _ends_with_connection(self) -> bool:
         # A body without length and chunks ends where the connection ends. llhttp knows, httptools does not say.
@@ -200,4 +203,5 @@ class Connection(asyncio.Protocol):
     def _fail(self, outcome: Outcome) -> None:
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
-            waiter.set_result(Answer(outcome, 0, monotonic_ns(), self._sent, self._received, self._body))
+            body = b"".join(self._pieces)
+            waiter.set_result(Answer(outcome, 0, monotonic_ns(), self._sent, self._received, body))

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from itertools import pairwise
 from time import monotonic_ns
+from typing import Any
 
 import pytest
+import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,25 +24,32 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 CHUNKED = (
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;x=y\r\nhello\r\n6\r\n world\r\n0\r\nTrailer: z\r\n\r\n"
 )
+# Jobs run on uvloop, `doctor` and `clean` do not.
+LOOPS = (uvloop.run, asyncio.run)
 
 
 def with_server(
     serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
     play: Callable[[Connection, Peer], Awaitable[None]],
+    loops: Iterable[Callable[[Coroutine[Any, Any, None]], None]] = LOOPS,
 ) -> None:
-    """Play against a server that speaks raw bytes."""
+    """Play against a server that speaks raw bytes, in either kind of event loop; nothing may go wrong in the loop."""
 
     async def accept(peer: Peer, number: int, streams: Streams) -> None:
         await serve(*streams)
 
     async def test() -> None:
+        troubles: list[dict[str, Any]] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: troubles.append(context))
         async with listening(Peer("http", "127.0.0.1"), accept) as peer:
-            loop = asyncio.get_running_loop()
             _, connection = await loop.create_connection(Connection, peer.host, peer.port)
             await play(connection, peer)
             connection.abandon()
+        assert not troubles
 
-    asyncio.run(test())
+    for run in loops:
+        run(test())
 
 
 def says(
@@ -96,8 +107,16 @@ def test_an_answer_in_any_pieces_is_the_same_answer(cuts: set[int]) -> None:
     assert (answer.outcome, answer.body, answer.received) == (Outcome.ok, b"hello world", len(CHUNKED))
 
 
-def test_an_interim_answer_is_not_the_answer() -> None:
-    assert answers(b"HTTP/1.1 100 Continue\r\n\r\n", OK).status == 200
+INTERIM = b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n"
+
+
+@settings(max_examples=20, deadline=None)
+@given(cut=st.integers(1, len(INTERIM) + len(OK) - 1))
+def test_an_interim_answer_is_not_the_answer(cut: int) -> None:
+    whole = INTERIM + OK
+    answer = answers(whole[:cut], whole[cut:])
+
+    assert (answer.outcome, answer.status, answer.received) == (Outcome.ok, 200, len(whole))
 
 
 def test_after_connection_close_the_connection_is_not_used_again() -> None:
@@ -109,10 +128,23 @@ def test_after_connection_close_the_connection_is_not_used_again() -> None:
     with_server(says(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")), play)
 
 
-def test_a_body_without_length_ends_with_the_connection() -> None:
-    answer = answers(b"HTTP/1.1 200 OK\r\nServer: x\r\n\r\n", b"all ", b"of it", close=True)
+UNBOUNDED = b"HTTP/1.1 200 OK\r\nServer: x\r\n\r\nall of it"
 
-    assert (answer.outcome, answer.body) == (Outcome.ok, b"all of it")
+
+@pytest.mark.parametrize("before", [b"", INTERIM])
+@settings(max_examples=15, deadline=None)
+@given(cuts=st.sets(st.integers(1, len(UNBOUNDED) - 1), max_size=4))
+def test_a_body_without_length_ends_with_the_connection(before: bytes, cuts: set[int]) -> None:
+    edges = [0, *sorted(cuts), len(UNBOUNDED)]
+    answer = answers(before, *(UNBOUNDED[a:b] for a, b in pairwise(edges)), close=True)
+
+    assert (answer.outcome, answer.status, answer.body) == (Outcome.ok, 200, b"all of it")
+
+
+def test_an_unbounded_answer_that_says_failure_is_that_failure() -> None:
+    answer = answers(UNBOUNDED.replace(b"200 OK", b"502 Bad Gateway"), close=True)
+
+    assert (answer.outcome, answer.status, answer.body) == (Outcome.gateway, 502, b"all of it")
 
 
 @pytest.mark.parametrize(
@@ -122,13 +154,54 @@ def test_a_body_without_length_ends_with_the_connection() -> None:
         b"HTTP/1.1 200 OK\r\nContent-Le",
         b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhel",
-        b"HTTP/1.1 100 Continue\r\n\r\n",
+        INTERIM,
+        INTERIM + b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf",
+        INTERIM + b"HTTP/1.1 200 OK\r\nServer: x\r\n",
     ],
 )
 def test_an_answer_that_is_cut_off_was_closed(piece: bytes) -> None:
+    before = monotonic_ns()
     answer = answers(piece, close=True)
 
-    assert (answer.outcome, answer.status) == (Outcome.closed, 0)
+    assert (answer.outcome, answer.status, answer.received) == (Outcome.closed, 0, len(piece))
+    assert before < answer.end < monotonic_ns()
+
+
+def test_a_connection_that_is_reset_was_closed_even_if_its_answer_could_have_ended_there() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\nhalf of")
+        await writer.drain()
+        # What is still unread makes the kernel reset instead of close.
+        linger = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        writer.transport.abort()
+
+    async def play(connection: Connection, peer: Peer) -> None:
+        answer = await connection.exchange(REQUEST, LATER)
+        assert answer.outcome is Outcome.closed
+
+    with_server(serve, play)
+
+
+def test_a_server_that_closes_an_idle_connection_is_not_asked_again_on_it() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK)
+
+    async def play(connection: Connection, peer: Peer) -> None:
+        assert (await connection.exchange(REQUEST, LATER)).outcome is Outcome.ok
+        while connection.usable:
+            await asyncio.sleep(0)
+        connection.expire(LATER)
+
+    with_server(serve, play)
+
+
+def test_an_answer_may_be_empty() -> None:
+    for head in (b"HTTP/1.1 204 No Content\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"):
+        answer = answers(head)
+        assert (answer.outcome, answer.body, answer.received) == (Outcome.ok, b"", len(head))
 
 
 @pytest.mark.parametrize(
@@ -146,6 +219,14 @@ def test_a_head_without_end_is_malformed() -> None:
     assert answer.received <= 2 * MAX_HEAD
 
 
+@pytest.mark.parametrize("piece", [b"HTTP/1.1 100 Continue\r\n\r\n" * 40, b"1;" + b"x" * 1000 + b"\r\ny\r\n"])
+def test_interim_answers_and_chunks_without_content_have_an_end_too(piece: bytes) -> None:
+    head = b"" if piece.startswith(b"HTTP") else b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    answer = answers(head, *[piece] * (2 * MAX_HEAD // len(piece)))
+
+    assert answer.outcome is Outcome.malformed
+
+
 def test_a_huge_body_is_counted_and_not_kept() -> None:
     size = 3 * KEPT_BODY
     answer = answers(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size, *[b"x" * KEPT_BODY] * 3)
@@ -155,15 +236,23 @@ def test_a_huge_body_is_counted_and_not_kept() -> None:
     assert answer.received > size
 
 
-def test_a_sink_takes_the_whole_body() -> None:
-    taken = bytearray()
+@settings(max_examples=15, deadline=None)
+@given(keep=st.integers(0, 12), cuts=st.sets(st.integers(1, len(CHUNKED) - 1), max_size=5))
+def test_what_is_kept_of_a_body_is_its_beginning(keep: int, cuts: set[int]) -> None:
+    edges = [0, *sorted(cuts), len(CHUNKED)]
+    answer = answers(*(CHUNKED[a:b] for a, b in pairwise(edges)), keep=keep)
 
+    assert answer.body == b"hello world"[:keep]
+
+
+def test_a_sink_takes_the_whole_body() -> None:
     async def play(connection: Connection, peer: Peer) -> None:
+        taken = bytearray()
         answer = await connection.exchange(REQUEST, LATER, 0, taken.extend)
         assert answer.outcome is Outcome.ok
+        assert taken == b"hello world"
 
     with_server(says(CHUNKED), play)
-    assert taken == b"hello world"
 
 
 def test_a_request_whose_time_is_over_has_failed_and_its_connection_with_it() -> None:
@@ -196,7 +285,8 @@ def test_a_second_answer_in_the_same_packet_is_not_taken_for_the_next() -> None:
         assert (await connection.exchange(REQUEST, LATER)).status == 200
         assert not connection.usable
 
-    with_server(says(OK + b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"), play)
+    for more in (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-", b"H"):
+        with_server(says(OK + more), play)
 
 
 def chunks(made: list[int], count: int, size: int) -> Iterator[bytes]:
@@ -205,11 +295,11 @@ def chunks(made: list[int], count: int, size: int) -> Iterator[bytes]:
         yield b"x" * size
 
 
-def test_an_upload_is_made_no_faster_than_it_is_sent() -> None:
-    made: list[int] = []
+@pytest.mark.parametrize("run", LOOPS)
+def test_an_upload_is_made_no_faster_than_it_is_sent(run: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+    reading = asyncio.Event()
     count, size = 200, 1 << 18
     head = b"PUT / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % (count * size)
-    reading = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reading.wait()
@@ -219,6 +309,7 @@ def test_an_upload_is_made_no_faster_than_it_is_sent() -> None:
         await writer.drain()
 
     async def play(connection: Connection, peer: Peer) -> None:
+        made: list[int] = []
         upload = asyncio.ensure_future(connection.upload(head, chunks(made, count, size), LATER))
         before = -1
         while len(made) > before:
@@ -232,7 +323,7 @@ def test_an_upload_is_made_no_faster_than_it_is_sent() -> None:
         assert answer.outcome is Outcome.ok
         assert answer.sent == len(head) + count * size
 
-    with_server(serve, play)
+    with_server(serve, play, [run])
 
 
 def test_an_upload_stops_when_the_server_has_answered_already() -> None:
@@ -251,6 +342,45 @@ def test_an_upload_stops_when_the_server_has_answered_already() -> None:
 
     with_server(serve, play)
     assert len(made) < 1 << 12
+
+
+def test_an_upload_that_is_cancelled_leaves_no_trouble_behind() -> None:
+    head = b"PUT / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % (1 << 30)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.Event().wait()
+
+    async def play(connection: Connection, peer: Peer) -> None:
+        made: list[int] = []
+        upload = asyncio.ensure_future(connection.upload(head, chunks(made, 1 << 12, 1 << 18), LATER))
+        while connection._resume is None:
+            await asyncio.sleep(0)
+        upload.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await upload
+        connection.abandon()
+        while connection._transport is not None:
+            await asyncio.sleep(0)
+
+    with_server(serve, play)
+
+
+def test_an_upload_that_nobody_reads_ends_with_its_time() -> None:
+    head = b"PUT / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % (1 << 30)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.Event().wait()
+
+    async def play(connection: Connection, peer: Peer) -> None:
+        upload = asyncio.ensure_future(connection.upload(head, chunks([], 1 << 12, 1 << 18), LATER))
+        while connection._resume is None:
+            await asyncio.sleep(0)
+        connection.expire(LATER)
+        answer = await upload
+        assert answer.outcome is Outcome.timeout
+        assert 1 << 18 < answer.sent < 1 << 30
+
+    with_server(serve, play)
 
 
 def test_an_upload_into_a_connection_that_breaks_was_closed() -> None:

@@ -1,21 +1,30 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import hashlib
 import json
+import resource
+import ssl
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trustme
+import uvloop
+from hypothesis import given
+from hypothesis import strategies as st
 
-from hpcstress.clients.wire import WireClient, artifact_path
+from hpcstress.clients.wire import WireClient, artifact_path, connect_outcome, log_metrics_body, log_params_body
 from hpcstress.content import Artifact, Metric
+from hpcstress.errors import Refusal
 from hpcstress.record import Operation, Outcome
 from tests.clients.wiring import RUN_ID, created, wired
-from tests.peers import Peer, Request, http_server, reply, server_tls
+from tests.peers import Peer, Request, Streams, http_server, listening, reply, server_tls
 
 PARAMS = [(f"param-{number}", f'välue "{number}"') for number in range(250)]
 METRICS = [Metric(f"metric-{number}", value, 1_700_000_000_000, 0) for number, value in enumerate((0.5, 1e-09, 3.0))]
@@ -273,3 +282,225 @@ def test_a_run_that_is_cancelled_records_the_request_in_flight_as_interrupted(tm
             assert rows["outcome"].tolist() == [Outcome.ok, Outcome.interrupted]
 
     asyncio.run(test())
+
+
+# Timeouts, limits, and what a server does in between.
+
+
+def test_a_request_without_an_answer_in_time_keeps_its_latency(tmp_path: Path) -> None:
+    async def test() -> None:
+        asked = asyncio.Event()
+
+        async def never(request: Request) -> bytes:
+            asked.set()
+            await asyncio.Event().wait()
+            return b""
+
+        async def play(client: WireClient) -> None:
+            wire = client._wire
+            request = asyncio.create_task(client.create_run("a", []))
+            await asked.wait()
+            wire.expire()
+            assert not request.done()
+            for connection in wire.connections:
+                connection.deadline = 0
+            wire.expire()
+            await request
+
+        async with http_server(never) as server:
+            rows, failure = await wired(server.uri, tmp_path, play)
+            assert failure is not None
+            assert rows["outcome"].tolist() == [Outcome.ok, Outcome.timeout]
+            assert rows["status"][-1] == 0
+            assert rows["end"][-1] > rows["start"][-1]
+
+    asyncio.run(test())
+
+
+def test_a_connection_that_is_not_made_in_time_keeps_its_latency(tmp_path: Path) -> None:
+    async def silent(peer: Peer, number: int, streams: Streams) -> None:
+        await streams[0].read()
+        await asyncio.Event().wait()
+
+    async def test() -> None:
+        # A server that never speaks TLS.
+        async with listening(Peer("https", "127.0.0.1"), silent) as server:
+            rows, failure = await wired(server.uri, tmp_path, log_everything, timeout=0.05)
+            assert failure is not None
+            assert [(row["op"], row["outcome"]) for row in rows] == [(Operation.connect, Outcome.timeout)]
+            assert rows["end"][0] - rows["start"][0] >= 50_000_000
+
+    uvloop.run(test())
+
+
+@pytest.mark.parametrize("loop", [uvloop.run, asyncio.run])
+def test_what_this_machine_has_run_out_of_is_no_failure_of_the_server(tmp_path: Path, loop: Any) -> None:
+    async def play(client: WireClient) -> None:
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+        try:
+            await client.create_run("a", [])
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+    async def test() -> None:
+        async with http_server(mlflow) as server:
+            with pytest.raises(Refusal, match=r"^This machine cannot open more connections \(.*\): use more ranks"):
+                await wired(server.uri, tmp_path, play)
+            assert server.connections == 0
+
+    loop(test())
+
+
+def test_a_server_that_hangs_up_without_an_answer_is_not_asked_again(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with http_server(lambda request: b"" if "log-batch" in request.target else mlflow(request)) as server:
+            rows, failure = await wired(server.uri, tmp_path, log_everything)
+            assert failure is not None
+            assert rows["outcome"].tolist() == [Outcome.ok, Outcome.ok, Outcome.closed]
+            assert len(server.requests) == 2
+
+    asyncio.run(test())
+
+
+def test_a_connection_that_the_server_closes_while_it_is_idle_is_made_again(tmp_path: Path) -> None:
+    async def play(client: WireClient) -> None:
+        await client.create_run("a", [])
+        connection = client._connection
+        assert connection is not None
+        while connection.usable:
+            await asyncio.sleep(0)
+        await client.log_params(PARAMS[:1])
+
+    async def serve(peer: Peer, number: int, streams: Streams) -> None:
+        await streams[0].readuntil(b"\r\n\r\n")
+        streams[1].write(reply(created()))
+
+    async def test() -> None:
+        async with listening(Peer("http", "127.0.0.1"), serve) as server:
+            rows, failure = await wired(server.uri, tmp_path, play)
+            assert failure is None
+            names = [Operation(op).name for op in rows["op"]]
+            assert names == ["connect", "create_run", "connect", "log_params"]
+            assert (rows["due"][1:] == rows["end"][:-1]).all()
+
+    asyncio.run(test())
+
+
+# Artifacts.
+
+
+def test_what_is_uploaded_is_the_artifact_at_the_place_that_the_server_named(tmp_path: Path) -> None:
+    artifact = Artifact("a folder/ärtifact.bin", 300_000, 1, 3, 0)
+
+    async def play(client: WireClient) -> None:
+        await client.create_run("a", [])
+        await client.log_artifact(artifact)
+
+    async def test() -> None:
+        async with http_server(mlflow) as server:
+            rows, _ = await wired(server.uri, tmp_path, play)
+            put = server.requests[-1]
+            assert put.target.endswith(f"/artifacts/7/{RUN_ID}/artifacts/a%20folder/%C3%A4rtifact.bin")
+            assert hashlib.sha256(put.body).hexdigest() == artifact.sha256()
+            assert rows["sent"][-1] == len(put.head) + 300_000
+
+    asyncio.run(test())
+
+
+def test_memory_does_not_grow_with_the_artifact(tmp_path: Path) -> None:
+    size = 64 << 20
+    artifact = Artifact("large.bin", size, 1, 3, 0)
+    taken = 0
+
+    async def serve(peer: Peer, number: int, streams: Streams) -> None:
+        nonlocal taken
+        reader, writer = streams
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            left = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0] or 0)
+            taken += left
+            while left:
+                left -= len(await reader.read(min(left, 1 << 16)))
+            writer.write(reply(created()))
+
+    async def play(client: WireClient) -> None:
+        await client.create_run("a", [])
+        tracemalloc.start()
+        try:
+            await client.log_artifact(artifact)
+            assert tracemalloc.get_traced_memory()[1] < size / 8
+        finally:
+            tracemalloc.stop()
+
+    async def test() -> None:
+        async with listening(Peer("http", "127.0.0.1"), serve) as server:
+            _, failure = await wired(server.uri, tmp_path, play)
+            assert failure is None
+
+    uvloop.run(test())
+    assert taken > size
+
+
+def test_an_upload_that_is_cancelled_is_recorded_as_interrupted(tmp_path: Path) -> None:
+    async def play(client: WireClient) -> None:
+        await client.create_run("a", [])
+        upload = asyncio.create_task(client.log_artifact(Artifact("large.bin", 1 << 30, 1, 3, 0)))
+        await uploading.wait()
+        upload.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await upload
+
+    async def serve(peer: Peer, number: int, streams: Streams) -> None:
+        while not (await streams[0].readuntil(b"\r\n\r\n")).startswith(b"PUT"):
+            streams[1].write(reply(created()))
+        uploading.set()
+        await asyncio.Event().wait()
+
+    async def test() -> None:
+        async with listening(Peer("http", "127.0.0.1"), serve) as server:
+            rows, _ = await wired(server.uri, tmp_path, play)
+            assert Operation(rows["op"][-1]) is Operation.log_artifact
+            assert rows["outcome"].tolist() == [Outcome.ok, Outcome.ok, Outcome.ok, Outcome.interrupted]
+
+    uploading = asyncio.Event()
+    asyncio.run(test())
+
+
+# Bodies.
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@given(st.lists(st.tuples(TEXT, TEXT), max_size=5))
+def test_parameters_are_written_as_json_writes_them(params: list[tuple[str, str]]) -> None:
+    expected = {"run_id": RUN_ID, "params": [{"key": key, "value": value} for key, value in params]}
+    assert log_params_body(RUN_ID, params) == json.dumps(expected)
+
+
+@given(st.lists(st.tuples(TEXT, st.floats(0, 1), st.integers(0), st.integers(0)), max_size=5))
+def test_metrics_are_written_as_json_writes_them(told: list[tuple[str, float, int, int]]) -> None:
+    metrics = [Metric(*metric) for metric in told]
+    expected = {"run_id": RUN_ID, "metrics": [metric._asdict() for metric in metrics]}
+    assert log_metrics_body(RUN_ID, metrics) == json.dumps(expected)
+
+
+# Connections that were not made.
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (ssl.SSLError(1, "wrong version number"), Outcome.tls),
+        (ssl.SSLCertVerificationError(1, "self-signed"), Outcome.tls),
+        (TimeoutError(), Outcome.timeout),
+        (OSError(errno.ETIMEDOUT, "timed out"), Outcome.timeout),
+        (ConnectionResetError(), Outcome.closed),
+        (BrokenPipeError(), Outcome.closed),
+        (ConnectionRefusedError(), Outcome.refused),
+        (OSError(errno.EHOSTUNREACH, "no route to host"), Outcome.refused),
+        (ConnectionError("The way through the proxy was refused."), Outcome.refused),
+    ],
+)
+def test_a_connection_that_was_not_made_has_a_cause(error: Exception, outcome: Outcome) -> None:
+    assert connect_outcome(error) is outcome

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -17,7 +18,7 @@ from hpcstress.record import Operation, Outcome
 from hpcstress.result import Result
 from tests.fake_mlflow import Faults, serving
 from tests.jobs import REQUESTS, SMALL, requests
-from tests.mpi.launch import MPIEXEC, launched, launched_as, until
+from tests.mpi.launch import MPIEXEC, ROOT, launched, launched_as, until
 
 pytestmark = pytest.mark.slow
 
@@ -27,6 +28,14 @@ NULL = replace(SMALL, client="null", null_delay=0.001)
 
 def words(folder: Path, plan: Plan) -> list[str]:
     return ["-m", "tests.mpi.job", str(folder), plan.to_json()]
+
+
+def no_report(folder: Path) -> dict[str, str]:
+    """Return an environment in which the command line draws no report."""
+    stub = folder / "stub" / "analysis"
+    stub.mkdir(parents=True)
+    (stub / "__init__.py").write_text("raise ImportError(name='analysis')\n")
+    return {"PYTHONPATH": os.pathsep.join([str(stub.parent), str(ROOT)])}
 
 
 def test_the_same_plan_sends_the_same_runs_from_any_number_of_ranks(tmp_path: Path) -> None:
@@ -100,6 +109,24 @@ def test_everybody_goes_where_rank_0_has_been(tmp_path: Path) -> None:
         assert wrong.requests == []
 
 
+def test_a_plan_that_only_rank_0_can_read_is_everybodys(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(replace(NULL, runs=(7,)).to_toml())
+    one, other = ([sys.executable, "-m", "hpcstress", name, "--output=job"] for name in ("mine.toml", "none.toml"))
+    with launched_as([MPIEXEC, "-n", "1", *one, ":", "-n", "1", *other], cwd=tmp_path, **no_report(tmp_path)) as job:
+        code, _, _ = job.end()
+    assert code == 0
+    with Result(tmp_path / "job" / "result.h5") as result:
+        assert sorted(requests(result)["run"].tolist()) == sorted([*range(7)] * REQUESTS)
+
+
+@pytest.mark.parametrize("words", [["none.toml"], ["--runs=ten"], ["doctor", "paralel-runs"]])
+def test_wrong_usage_is_told_once(tmp_path: Path, words: list[str]) -> None:
+    with launched(3, "-m", "hpcstress", *words, cwd=tmp_path) as job:
+        code, told, complaint = job.end()
+    assert (code, told, complaint.count("\n")) == (2, "", 1)
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_a_wrong_password_is_tried_once_by_all_ranks_together_and_told_once(tmp_path: Path) -> None:
     with serving(password="correct-horse") as server:
         environment = server.environment | {"MLFLOW_TRACKING_PASSWORD": "battery-staple"}
@@ -171,8 +198,6 @@ def test_a_signal_to_one_rank_is_everybodys(tmp_path: Path) -> None:
 
 
 def pid_of(folder: RunFolder, rank: int) -> int:
-    import json
-
     with folder.journal(rank).open("rb") as file:
         pid: int = json.loads(file.read(4096))["pid"]
         return pid

@@ -123,6 +123,7 @@ def judge(folder: RunFolder) -> str:
         assert result.notes == notes
         steps = result.table("steps")
         assert steps["attempts"].sum() == result.length
+        assert WARMUP not in steps["step"]
         ranks = result.table("ranks")
         assert ranks["rank"].tolist() == [journal.rank for journal in left]
         assert ranks["pid"].tolist() == [journal.pid for journal in left]
