@@ -182,15 +182,15 @@ def read_text(value: object) -> str:
 
 def read_uri(value: object) -> str:
     """Read a server's address; refuse one without a scheme, or with a password in it."""
+    if isinstance(value, str) and "@" in value:
+        # Also behind the host: what looks like a path may be the rest of a password with a / in it.
+        raise UsageRefusal(
+            f"The address {mask_password(value)!r} holds a user name or password, which would end up in results and "
+            "logs: put them into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (in a path, write %40 for @)."
+        )
     uri = read_text(value).strip()
     if not uri:
         return ""
-    if "@" in uri:
-        # Also behind the host: what looks like a path may be the rest of a password with a / in it.
-        raise UsageRefusal(
-            f"The address {mask_password(uri)!r} holds a user name or password, which would end up in results and "
-            "logs: put them into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (in a path, write %40 for @)."
-        )
     try:
         parts = urlsplit(uri)
     except ValueError:
@@ -200,9 +200,11 @@ def read_uri(value: object) -> str:
     if not parts.hostname:
         raise UsageRefusal(f"The address {uri!r} names no host: write https://host or http://host:5000.")
     try:
-        _ = parts.port
+        possible = parts.port != 0
     except ValueError:
-        raise UsageRefusal(f"The address {uri!r} has an impossible port: use 1 to 65535.") from None
+        possible = False
+    if not possible:
+        raise UsageRefusal(f"The address {uri!r} has an impossible port: use 1 to 65535.")
     if parts.query or parts.fragment:
         raise UsageRefusal(f"The address {uri!r} has a ? or # part: give only scheme, host, port and path.")
     return uri.rstrip("/ ")

@@ -281,10 +281,10 @@ def _bypassed(host: str, port: int | None, no_proxy: str) -> bool:
 
 
 def _contains(entry: str, address: IPv4Address) -> bool:
-    network, slash, length = entry.partition("/")
+    network, _, length = entry.partition("/")
     try:
         # A network of length 0 is none to requests.
-        return bool(slash) and int(length) > 0 and address in IPv4Network(f"{network}/{length}", strict=False)
+        return int(length) > 0 and address in IPv4Network(f"{network}/{length}", strict=False)
     except ValueError:
         return False
 
@@ -305,9 +305,10 @@ def _read_proxy(name: str, value: str) -> Proxy:
         raise refusal
     if parts.path not in ("", "/") or parts.query or parts.fragment:
         raise refusal
-    if parts.username is None or parts.password is None:
+    if parts.password is None:
+        # To requests, a user name alone is no sign-in.
         return Proxy(parts.scheme, host, port)
-    username, password = unquote(parts.username), unquote(parts.password)
+    username, password = unquote(parts.username or ""), unquote(parts.password)
     if not _WITHOUT_CONTROLS.fullmatch(username + password):
         raise UsageRefusal(f"The user name or password in {name} holds a control character: write it again.")
     if parts.scheme != "http" and not _fits_socks(username, password):

@@ -6,6 +6,7 @@ import pickle
 import ssl
 import traceback
 from collections.abc import Callable
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,13 @@ def test_a_credentials_file_that_is_no_text_is_refused(read: Read, tmp_path: Pat
         read()
 
 
+def test_a_control_character_in_the_credentials_file_is_refused_with_its_place(read: Read, tmp_path: Path) -> None:
+    save(tmp_path, f"[mlflow]\nmlflow_tracking_username = me\nmlflow_tracking_password = {SECRET}\x01x\n")
+    with pytest.raises(UsageRefusal, match=r"\(here or in ~/\.mlflow/credentials\) holds a control") as caught:
+        read()
+    assert SECRET not in str(caught.value)
+
+
 def test_the_credentials_file_is_left_alone_when_the_environment_says_all(read: Read, tmp_path: Path) -> None:
     save(tmp_path, "broken")
     assert read(MLFLOW_TRACKING_USERNAME="me", MLFLOW_TRACKING_PASSWORD="pw").authorization == basic("me", "pw")
@@ -270,6 +278,13 @@ def test_a_target_does_not_leave_its_process(read: Read, leave: Callable[[Any], 
     for secret in (target, target.proxy):
         with pytest.raises(TypeError, match="holds secrets and stays in its process"):
             leave(secret)
+
+
+def test_a_target_and_its_proxy_do_not_change(read: Read) -> None:
+    target = secretive(read)
+    for part, name in ((target, "uri"), (target.proxy, "host")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(part, name, "elsewhere")
 
 
 # What every request begins with.
@@ -429,8 +444,14 @@ def test_a_proxy_s_address_is_taken_apart(read: Read, value: str, proxy: Proxy) 
 
 def test_a_proxy_gets_credentials_only_with_a_user_name() -> None:
     assert Proxy("http", "proxy", 1).authorization is None
+    assert Proxy("http", "proxy", 1, "me").authorization is None
     assert Proxy("http", "proxy", 1, "", "pw").authorization is None
     assert Proxy("http", "proxy", 1, "mé", "").authorization == basic("mé", "")
+
+
+@pytest.mark.parametrize("scheme", ["http", "socks4", "socks4a", "socks5", "socks5h"])
+def test_names_are_left_to_all_proxies_but_two(scheme: str) -> None:
+    assert Proxy(scheme, "proxy", 1).resolves_names is (scheme not in ("socks4", "socks5"))
 
 
 @pytest.mark.parametrize(
@@ -512,6 +533,7 @@ def test_the_proxy_of_the_scheme_goes_before_the_one_for_all(
         ("http://10.1.2.3:5000", "10.1.2.3", True),
         ("http://10.1.2.3:5000", "10.1.2.3:5000", False),
         ("http://10.1.2.3", "0.0.0.0/0", False),
+        ("http://10.1.2.3", "0.0.0.0/1", True),
         ("http://10.1.2.3", "10.0.0.0/33,10.0.0.0/x,x/8", False),
         ("http://[::1]:5000", "::1", True),
         ("http://[::1]:5000", "[::1]", False),
