@@ -122,7 +122,7 @@ def read_positive_seconds(value: object) -> float:
 
 def _read_whole(value: object, least: int, what: str, most: int = _LARGEST_COUNT) -> int:
     text = str(value).strip().replace("_", "")
-    if isinstance(value, (bool, float)) or not _WHOLE_NUMBER.fullmatch(text):
+    if not _WHOLE_NUMBER.fullmatch(text):
         raise UsageRefusal(f"{value!r} is not a whole number.")
     number = int(text)
     if number < least:

@@ -29,7 +29,6 @@ T = TypeVar("T")
 _SENDERS_AT_ONCE = 4
 _QUESTIONS = 32
 _LAST_WORDS_SECONDS = 0.3
-_LEAVE_SECONDS = 0.2
 
 
 class Tag(IntEnum):
@@ -283,7 +282,6 @@ def world(environment: Mapping[str, str] | None = None) -> Iterator[World]:
         yield MpiWorld(comm)
     except Exception as error:
         if isinstance(error, Refusal) and error.shared:
-            _leave(mpi)
             raise
         if isinstance(error, Refusal):
             print(error, file=sys.stderr)
@@ -296,13 +294,6 @@ def world(environment: Mapping[str, str] | None = None) -> Iterator[World]:
         comm.Abort(FAILED)
         # Some launchers end this process only a moment later: nothing of it may go on until then.
         os._exit(FAILED)
-    _leave(mpi)
-
-
-def _leave(mpi: Any) -> None:
-    mpi.Finalize()
-    # When a rank ends with a code, some launchers kill those that have not quite left, and tell of a crash.
-    time.sleep(_LEAVE_SECONDS)
 
 
 def _library(mpi: Any) -> str:

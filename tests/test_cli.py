@@ -110,6 +110,7 @@ def test_workloads_and_plans_are_listed(hpcstress: Command) -> None:
         (["paralel-runs"], "'paralel-runs' is no plan, workload or .toml file. Did you mean parallel-runs"),
         (["docter"], "Did you mean doctor?"),
         (["--workload=paralel-runs"], "There is no workload 'paralel-runs'. Did you mean parallel-runs?"),
+        (["doctor", "--workload=paralel-runs"], "There is no workload 'paralel-runs'. Did you mean parallel-runs?"),
         (["--client=nul"], "--client: 'nul' is not known here. Did you mean null?"),
         (["--runs=ten"], "--runs: The ladder 'ten' is not a list of numbers such as 10,100,1000"),
         (["--runs=10,,5"], "--runs: The ladder '10,,5' is not a list of numbers"),

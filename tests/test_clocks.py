@@ -65,6 +65,7 @@ def test_one_fast_round_trip_among_the_last_fifty_is_enough() -> None:
     assert not enough(trips(*slow))
     assert enough(trips(*slow, 20_000, *[50_000] * 49))
     assert not enough(trips(*slow, 20_001))
+    assert not enough(trips(20_000, *slow))
 
 
 def test_on_a_busy_machine_patience_has_an_end() -> None:

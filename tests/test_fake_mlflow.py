@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from hpcstress.errors import Refusal
 from tests.fake_mlflow import serving
-from tests.jobs import SMALL, play
+from tests.jobs import REQUESTS, SMALL, play
 
 STOCK = """
 import os, sys, warnings
@@ -49,15 +50,27 @@ def test_the_stock_client_takes_it_for_mlflow(tmp_path: Path) -> None:
 
 
 def test_as_a_process_of_its_own_it_says_where_it_is_and_counts_what_it_acknowledges(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.fake_mlflow", "--tally", str(tmp_path / "tally"), "--unavailable", "5"]
+    tally = tmp_path / "tally"
+    switches = ["--tally", str(tally), "--unavailable", "5", "--at", "runs/create"]
     process = subprocess.Popen(
-        [*command, "--at", "runs/create"], stdout=subprocess.PIPE, cwd=Path(__file__).parents[1], text=True
+        [sys.executable, "-m", "tests.fake_mlflow", *switches],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"FAKE_MLFLOW_PASSWORD": "correct-horse"},
+        text=True,
     )
     try:
         assert process.stdout is not None
-        uri = process.stdout.readline().strip()
-        assert play(tmp_path / "job", SMALL, {"MLFLOW_TRACKING_URI": uri}) == 0
-        assert (tmp_path / "tally").stat().st_size == 5 * 7  # of six runs one was not created
+        environment = {
+            "MLFLOW_TRACKING_URI": process.stdout.readline().strip(),
+            "MLFLOW_TRACKING_USERNAME": "fake",
+            "MLFLOW_TRACKING_PASSWORD": "correct-horse",
+            "HOME": "/nonexistent",
+        }
+        assert play(tmp_path / "job", SMALL, environment) == 0
+        assert tally.stat().st_size == 5 * REQUESTS  # of six runs one was not created
+        with pytest.raises(Refusal, match="refused the sign-in"):
+            play(tmp_path / "again", SMALL, environment | {"MLFLOW_TRACKING_PASSWORD": "battery-staple"})
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate()

@@ -120,6 +120,11 @@ def test_rows_are_read_from_any_number_on_in_pieces(tmp_path: Path, monkeypatch:
     assert complete
 
 
+def test_room_for_rows_is_taken_before_they_come(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j.rows", 3, HEADER):
+        assert (tmp_path / "j.rows").stat().st_blocks * 512 >= HEADER_SIZE + (1 << 20)
+
+
 def test_a_whole_journal_keeps_nothing_reserved_and_is_its_owners_alone(tmp_path: Path) -> None:
     path = written(tmp_path / "j.rows", 5)
     assert path.stat().st_size == HEADER_SIZE + 6 * ROW.size

@@ -72,6 +72,13 @@ def test_a_rank_is_done_with_its_last_attempt_and_the_step_with_the_last_rank() 
     assert (row["first_start"], row["first_done"], row["last_done"]) == (0, 7 * MS, 9 * MS)
 
 
+def test_what_happened_last_is_last_in_whichever_part_it_comes() -> None:
+    told = rows([(0, 7, 9 * MS, Outcome.ok, Operation.connect), (0, 0, 5 * MS, Outcome.ok, Operation.connect)])
+    for parts in ([told[:1], told[1:]], [told[1:], told[:1]]):
+        row = summed(parts)
+        assert (row["first_start"], row["last_done"]) == (0, 9 * MS)
+
+
 def test_where_nothing_happened_instants_are_minus_one() -> None:
     row = summed([rows([])])
     assert (row["first_start"], row["first_done"], row["last_done"]) == (-1, -1, -1)

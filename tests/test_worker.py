@@ -159,6 +159,18 @@ def test_nothing_is_sent_before_the_common_start(journal: Journal) -> None:
     assert set(rows[rows["seq"] == 0]["due"]) == {0}
 
 
+def test_nobody_is_told_of_a_step_before_the_common_start() -> None:
+    beats = []
+
+    def pulse() -> bool:
+        beats.append(monotonic_ns())
+        return True
+
+    origin = monotonic_ns() + 150_000_000
+    play(Fakes(forever), range(2), origin=origin, pulse=pulse)
+    assert beats[0] >= origin
+
+
 def test_each_request_is_due_when_the_one_before_has_ended_and_starts_not_before(journal: Journal) -> None:
     origin = monotonic_ns()
     journal.begin(2, origin)

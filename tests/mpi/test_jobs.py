@@ -150,10 +150,9 @@ def test_the_doctor_hears_every_rank(tmp_path: Path) -> None:
 
 
 def test_a_journal_that_cannot_be_written_on_one_rank_is_everybodys_refusal(tmp_path: Path) -> None:
-    # One rank may not write files of a journal's size.
-    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))"
-    code = f"{limited}; import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)"
-    code += "; from tests.mpi.job import main; main()"
+    # One rank may not write files of a journal's size, once MPI has the memory that it shares with the others.
+    code = "import mpi4py.MPI, resource, signal; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))"
+    code += "; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from tests.mpi.job import main; main()"
     arguments = words(tmp_path / "job", NULL)
     command = [MPIEXEC, "-n", "2", sys.executable, *arguments]
     command += [":", "-n", "1", sys.executable, "-c", code, *arguments[2:]]
