@@ -51,7 +51,8 @@ class Books:
     def incomplete(self, sentence: str) -> None:
         """Write down why the job is not what the plan says."""
         self.complete = False
-        self.notes.append(sentence)
+        # Before all examples: a terminal shows only the first notes.
+        self.notes.insert(0, sentence)
 
     def finish(self) -> int:
         """Write the result, drop the journals that it replaces, and return the exit code."""

@@ -74,9 +74,11 @@ class RunFolder:
             return
         for line in lines:
             try:
-                yield json.loads(line)
+                event = json.loads(line)
             except ValueError:
                 return
+            if isinstance(event, dict) and "event" in event:
+                yield event
 
     def remove_unfinished(self) -> None:
         """Remove what a killed job had written of its result: its journals held more."""

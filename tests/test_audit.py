@@ -10,13 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcstress.audit import Report, audit_result, ghosts
+from hpcstress.audit import Auditor, Report, audit_result, ghosts
+from hpcstress.clients.dial import Dialer
+from hpcstress.content import Content
 from hpcstress.errors import Refusal
 from hpcstress.plan import Plan
 from hpcstress.ranks import World
 from hpcstress.record import RECORD, Operation
 from hpcstress.replay import Fault, Finding
 from hpcstress.result import Result, ResultWriter
+from hpcstress.schedule import Step
+from hpcstress.target import from_environment
+from hpcstress.workloads.parallel_runs import play as play_run
 from tests.fake_mlflow import Faults, serving
 from tests.jobs import SMALL, play
 from tests.peers import Request, http_server, reply
@@ -171,6 +176,20 @@ def test_runs_on_several_pages_are_all_found(tmp_path: Path, monkeypatch: pytest
     _, told, server, _ = audited(tmp_path / "job", MORE, Faults())
     assert told == counts(checked=12, intact=12)
     assert sum(seen.path.endswith("runs/search") for seen in server.requests) == 3
+
+
+def test_no_rank_reads_back_what_it_has_written_itself() -> None:
+    class Three(World):
+        """Be the first of three ranks."""
+
+        size = 3
+
+    target = from_environment("http://127.0.0.1:1", {"HOME": "/nonexistent"})
+    auditor = Auditor(Three(), target, Dialer(target), Content(MORE, "session"), play_run, "1")
+    listed = {run: [f"id{run}"] for run in range(12)}
+    shares = auditor._shares(Step(0, 0, 12), listed, np.array([0, *[7] * 11]))
+    for rank, share in enumerate(shares):
+        assert share == [(run, [f"id{run}"], 7) for run in range(1, 12) if (run + 1) % 3 == rank]
 
 
 # `hpcstress audit`.

@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 
 from hpcstress import servers
+from hpcstress.clocks import Offset
 from hpcstress.errors import Refusal
 from hpcstress.folder import RunFolder
+from hpcstress.job import run_job
 from hpcstress.plan import Plan, from_toml
 from hpcstress.progress import Progress
+from hpcstress.ranks import World
 from hpcstress.record import Operation, Outcome
 from hpcstress.recover import recover
 from hpcstress.result import TABLES, Result
@@ -149,6 +152,34 @@ def test_the_same_plan_leaves_the_same_runs(tmp_path: Path) -> None:
             play(tmp_path / str(number), CLIMB, server.environment)
         left.append(server.contents())
     assert left[0] == left[1]
+
+
+def test_a_rank_whose_clock_is_ahead_of_rank_0s_starts_later_by_its_own(tmp_path: Path) -> None:
+    ahead = 600_000_000
+
+    class Ahead(World):
+        """Have a clock that shows 0.6 s more than rank 0's."""
+
+        def offset(self) -> Offset:
+            return Offset(-ahead, 77, time.monotonic_ns())
+
+    class Timed(Progress):
+        """Note when the start is told, and when the step is over."""
+
+        began = ended = 0
+
+        def begin(self, *_: object) -> None:
+            self.began = time.monotonic_ns()
+
+        def end(self) -> None:
+            self.ended = time.monotonic_ns()
+
+    timed = Timed()
+    assert run_job(ALONE, Ahead(), RunFolder(tmp_path / "job"), {}, timed, 0.0) == 0
+    assert timed.ended - timed.began >= ahead
+    with Result(tmp_path / "job" / "result.h5") as result:
+        assert result.table("ranks")[["offset_ns", "error_ns"]].tolist() == [(-ahead, 77)]
+        assert (result.attempts(["start"])["start"] >= 0).all()
 
 
 def test_warm_up_is_sent_and_in_no_figure(tmp_path: Path) -> None:

@@ -89,6 +89,22 @@ def test_after_a_failure_the_next_question_has_a_new_connection() -> None:
     assert server.connections == 2
 
 
+def test_after_a_question_without_an_answer_the_next_is_not_asked_behind_it() -> None:
+    async def answer(request: Request) -> bytes:
+        if request.target == "/first":
+            await asyncio.Event().wait()
+        return reply(b"3.0")
+
+    async def ask(api: Api) -> list[Outcome]:
+        first = await api.ask("GET", "/first")
+        api._timeout = 20.0
+        return [first.outcome, (await api.ask("GET", "/version")).outcome]
+
+    outcomes, server = told(answer, ask, timeout=0.05)
+    assert outcomes == [Outcome.timeout, Outcome.ok]
+    assert server.connections == 2
+
+
 def test_a_sink_takes_what_is_not_to_be_kept() -> None:
     taken = bytearray()
     answer, _ = told(reply(b"x" * 300_000), lambda api: api.ask("GET", "/artifact", sink=taken.extend))

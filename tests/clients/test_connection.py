@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import struct
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from itertools import pairwise
@@ -9,6 +10,7 @@ from time import monotonic_ns
 from typing import Any
 
 import pytest
+import trustme
 import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from hpcstress.clients.answer import Answer
 from hpcstress.clients.connection import KEPT_BODY, MAX_HEAD, Connection
 from hpcstress.record import Outcome
-from tests.peers import Peer, Streams, listening
+from tests.peers import Peer, Streams, listening, server_tls
 
 LATER = 10**18
 REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
@@ -196,6 +198,40 @@ def test_a_server_that_closes_an_idle_connection_is_not_asked_again_on_it() -> N
         connection.expire(LATER)
 
     with_server(serve, play)
+
+
+def test_when_the_server_has_said_all_it_will_the_connection_is_not_used_again() -> None:
+    async def play(connection: Connection, peer: Peer) -> None:
+        assert (await connection.exchange(REQUEST, LATER)).outcome is Outcome.ok
+        # What the loop calls when it has read the end; it closes only later.
+        connection.eof_received()
+        assert not connection.usable
+
+    with_server(says(OK), play)
+
+
+@pytest.mark.parametrize("run", LOOPS)
+def test_after_connection_close_a_connection_with_tls_is_not_used_while_it_says_goodbye(
+    run: Callable[[Coroutine[Any, Any, None]], None],
+) -> None:
+    authority = trustme.CA()
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+
+    async def test() -> None:
+        closing = OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+
+        async def serve(peer: Peer, number: int, streams: Streams) -> None:
+            await says(closing)(*streams)
+
+        async with listening(Peer("https", "127.0.0.1"), serve, server_tls(authority, "127.0.0.1")) as peer:
+            loop = asyncio.get_running_loop()
+            _, connection = await loop.create_connection(Connection, peer.host, peer.port, ssl=context)
+            assert (await connection.exchange(REQUEST, LATER)).outcome is Outcome.ok
+            assert not connection.usable
+            connection.abandon()
+
+    run(test())
 
 
 def test_an_answer_may_be_empty() -> None:

@@ -120,6 +120,7 @@ def test_every_request_is_a_row_due_when_the_one_before_it_had_ended(tmp_path: P
             ]
             assert rows["seq"].tolist() == list(range(11))
             assert set(rows["run"].tolist()) == {3}
+            assert set(rows["attempt"].tolist()) == {1}
             assert set(rows["outcome"].tolist()) == {Outcome.ok}
             assert rows["status"].tolist() == [0] + [200] * 10
             assert (rows["due"][1:] == rows["end"][:-1]).all()
@@ -145,7 +146,9 @@ def test_a_run_id_that_is_no_plain_identifier_is_malformed_and_never_sent_back(t
     asyncio.run(test())
 
 
-@pytest.mark.parametrize("body", [b"", b"{}", b"<html>", b'{"run": 3}', b"[" * 100_000, b'{"run": {"info": {}}}'])
+@pytest.mark.parametrize(
+    "body", [b"", b"{}", b"<html>", b'{"run": 3}', b'{"x": ' + b"[" * 60_000, b'{"run": {"info": {}}}']
+)
 def test_an_answer_that_names_no_run_is_malformed(tmp_path: Path, body: bytes) -> None:
     async def test() -> None:
         async with http_server(reply(body)) as server:
@@ -328,7 +331,7 @@ def test_a_connection_that_is_not_made_in_time_keeps_its_latency(tmp_path: Path)
             rows, failure = await wired(server.uri, tmp_path, log_everything, timeout=0.05)
             assert failure is not None
             assert [(row["op"], row["outcome"]) for row in rows] == [(Operation.connect, Outcome.timeout)]
-            assert rows["end"][0] - rows["start"][0] >= 50_000_000
+            assert 50_000_000 <= rows["end"][0] - rows["start"][0] < 30 * 10**9
 
     uvloop.run(test())
 

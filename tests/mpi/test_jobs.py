@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from hpcstress.content import Content
+from hpcstress.errors import Refusal
 from hpcstress.folder import RunFolder
+from hpcstress.journal import JournalFile
 from hpcstress.plan import Plan
 from hpcstress.record import Operation, Outcome
 from hpcstress.result import Result
@@ -194,6 +196,29 @@ def test_a_signal_to_one_rank_is_everybodys(tmp_path: Path) -> None:
     with Result(folder.result) as result:
         assert result.notes == ["Stopped by a signal in step 1 of 2."]
         assert sorted(result.attempts(["run"])["run"].tolist()) == [*range(30)]
+
+
+def test_a_signal_to_a_rank_that_has_nothing_left_to_do_is_everybodys(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "job")
+    quick, slow = replace(NULL, runs=(30,)), replace(NULL, runs=(30,), null_delay=3600)
+    command = [MPIEXEC, "-n", "1", sys.executable, *words(folder.path, quick)]
+    command += [":", "-n", "2", sys.executable, *words(folder.path, slow)]
+    with launched_as(command, cwd=tmp_path) as job:
+        until(lambda: played(folder.journal(0)) == 10 * REQUESTS)
+        os.kill(pid_of(folder, 0), signal.SIGTERM)
+        code, _, complaints = job.end()
+    assert (code, complaints) == (3, "")
+    with Result(folder.result) as result:
+        rows = requests(result)
+        assert np.count_nonzero(rows["outcome"] == Outcome.ok) == 10 * REQUESTS
+        assert np.count_nonzero(rows["outcome"] == Outcome.interrupted) == 20
+
+
+def played(journal: Path) -> int:
+    try:
+        return sum(len(piece) for piece in JournalFile(journal).rows())
+    except Refusal:
+        return 0  # not yet begun
 
 
 def pid_of(folder: RunFolder, rank: int) -> int:
