@@ -331,7 +331,8 @@ def test_a_connection_that_is_not_made_in_time_keeps_its_latency(tmp_path: Path)
             rows, failure = await wired(server.uri, tmp_path, log_everything, timeout=0.05)
             assert failure is not None
             assert [(row["op"], row["outcome"]) for row in rows] == [(Operation.connect, Outcome.timeout)]
-            assert 50_000_000 <= rows["end"][0] - rows["start"][0] < 30 * 10**9
+            # The timers of the loop count whole milliseconds of a clock that it reads once in a turn.
+            assert 40_000_000 < rows["end"][0] - rows["start"][0] < 30 * 10**9
 
     uvloop.run(test())
 
