@@ -17,6 +17,7 @@ from hpcstress.record import Outcome
 # Standard streams, journal, event loop, MPI's sockets, libraries that are opened late.
 _OTHER_FILES = 200
 
+_PAUSE_SECONDS = 0.5
 _AWAY = (Outcome.refused, Outcome.timeout, Outcome.closed, Outcome.gateway)
 
 
@@ -85,7 +86,7 @@ async def wait_until_back(api: Api, seconds: float, given_up: Callable[[], bool]
     while (await api.ask("GET", f"{API}/experiments/get?experiment_id=0")).outcome in _AWAY:
         if given_up() or monotonic() - began > seconds:
             return None
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(_PAUSE_SECONDS)
     return monotonic() - began
 
 

@@ -131,8 +131,8 @@ class ResultWriter:
             self._disk = _Disk(self._part, "w+")
         except OSError as error:
             raise self._refusal(error) from None
-        # Since 1.10 HDF5 has checksums for what describes the data, Fletcher's are for the data: a damaged file is told
-        # from a whole one, and never read.
+        # Damage is told, and never read as data: since 1.10 HDF5 has checksums for what describes the data, gzip has
+        # one for the attempts, Fletcher's is for the tables.
         self._file = h5py.File(self._disk, "w", libver=("v110", "v110"), rdcc_nbytes=1 << 20)
         self._file.attrs["format_version"] = FORMAT_VERSION
         self._file.attrs["plan"] = _text(plan_toml)
@@ -147,7 +147,6 @@ class ResultWriter:
                 compression="gzip",
                 compression_opts=1,
                 shuffle=True,
-                fletcher32=True,
             )
             for name in COLUMNS
         ]

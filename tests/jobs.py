@@ -44,6 +44,7 @@ def play(folder: Path, plan: Plan, environment: Mapping[str, str], progress: Pro
     with pytest.MonkeyPatch.context() as patch:
         # Nobody else has to hear of the common start.
         patch.setattr("hpcstress.job._LEAD_NS", 5_000_000)
+        patch.setattr("hpcstress.preflight._PAUSE_SECONDS", 0.05)
         return run_job(plan, World(), RunFolder(folder), environment, progress or Progress(), 0.25)
 
 

@@ -51,7 +51,7 @@ def rows_of(journal: Journal) -> np.ndarray:
     return np.concatenate([np.zeros(0, RECORD), *journal.rows()])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(plan=plans)
 def test_the_estimate_is_what_a_client_that_sends_nothing_records(
     tmp_path_factory: pytest.TempPathFactory, plan: Plan

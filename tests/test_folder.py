@@ -180,6 +180,15 @@ def test_a_log_that_was_cut_off_ends_before_the_cut(folder: RunFolder) -> None:
     assert [event["event"] for event in folder.events()] == ["job"]
 
 
+def test_lines_that_are_no_events_are_passed_over(folder: RunFolder) -> None:
+    folder.create(0)
+    folder.note("job", facts={})
+    with folder.log.open("a") as log:
+        log.write('3\n"text"\n[]\n{}\nnull\n')
+    folder.note("step", number=0)
+    assert [event["event"] for event in folder.events()] == ["job", "step"]
+
+
 def test_without_a_log_there_are_no_events(folder: RunFolder) -> None:
     assert list(folder.events()) == []
 

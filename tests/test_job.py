@@ -154,11 +154,13 @@ def test_the_same_plan_leaves_the_same_runs(tmp_path: Path) -> None:
     assert left[0] == left[1]
 
 
-def test_a_rank_whose_clock_is_ahead_of_rank_0s_starts_later_by_its_own(tmp_path: Path) -> None:
-    ahead = 600_000_000
+def test_a_rank_whose_clock_is_ahead_of_rank_0s_starts_later_by_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead = 400_000_000
 
     class Ahead(World):
-        """Have a clock that shows 0.6 s more than rank 0's."""
+        """Have a clock that shows 0.4 s more than rank 0's."""
 
         def offset(self) -> Offset:
             return Offset(-ahead, 77, time.monotonic_ns())
@@ -175,6 +177,7 @@ def test_a_rank_whose_clock_is_ahead_of_rank_0s_starts_later_by_its_own(tmp_path
             self.ended = time.monotonic_ns()
 
     timed = Timed()
+    monkeypatch.setattr("hpcstress.job._LEAD_NS", 5_000_000)
     assert run_job(ALONE, Ahead(), RunFolder(tmp_path / "job"), {}, timed, 0.0) == 0
     assert timed.ended - timed.began >= ahead
     with Result(tmp_path / "job" / "result.h5") as result:
@@ -340,7 +343,7 @@ class Interrupting(Progress):
 
     def _soon(self, moment: str) -> None:
         if moment == self.moment:
-            threading.Timer(0.3, signal.pthread_kill, (threading.main_thread().ident, self.number)).start()
+            threading.Timer(0.2, signal.pthread_kill, (threading.main_thread().ident, self.number)).start()
 
     def say(self, sentence: str) -> None:
         if "audit:" in sentence:

@@ -155,6 +155,12 @@ def test_nonsense_about_an_experiment_is_refused(body: bytes, question: Callable
 # Waiting for a server that was away.
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask more often."""
+    monkeypatch.setattr("hpcstress.preflight._PAUSE_SECONDS", 0.05)
+
+
 def waiting(seconds: float, *, given_up: bool = False) -> Callable[[Api], Awaitable[float | None]]:
     return lambda api: wait_until_back(api, seconds, lambda: given_up)
 
@@ -167,15 +173,17 @@ def test_a_server_that_is_there_is_not_waited_for_whatever_it_answers() -> None:
             assert len(server.requests) == 1
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_server_behind_a_gateway_that_has_none_is_waited_for() -> None:
     with serving(Faults(unavailable=1)) as server:
         assert ask(server.environment, waiting(0.2)) is None
-        assert len(server.requests) == 2
+        assert len(server.requests) > 1
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_server_that_comes_back_in_time_is_found() -> None:
     with serving(Faults(die_after=1, back_after=0.1)) as server:
-        assert ask(server.environment, waiting(60)) == pytest.approx(0.5, abs=5)
+        assert ask(server.environment, waiting(60)) == pytest.approx(0.1, abs=5)
 
 
 def test_waiting_can_be_given_up() -> None:

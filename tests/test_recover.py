@@ -102,7 +102,7 @@ def test_ranks_without_a_journal_are_named(folder: RunFolder) -> None:
     assert found(folder) == {row for row in all_rows() if row[3] != 1}
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.integers(HEADER_SIZE, HEADER_SIZE + 8 * ROW.size))
 def test_of_a_journal_that_was_cut_off_every_row_before_the_cut_is_there(
     tmp_path_factory: pytest.TempPathFactory, cut: int

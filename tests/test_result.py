@@ -63,10 +63,7 @@ def contents(path: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    with pytest.MonkeyPatch.context() as patch:
-        # What is in whole chunks of such rows cannot be compressed: it has no checksum of zlib's.
-        patch.setattr(module, "_CHUNK", 700)
-        return write(tmp_path_factory.mktemp("result") / "result.h5", made_rows(3000)).read_bytes()
+    return write(tmp_path_factory.mktemp("result") / "result.h5", made_rows(3000)).read_bytes()
 
 
 # What comes back equal.
@@ -81,7 +78,7 @@ def test_every_column_of_every_attempt_comes_back_equal(tmp_path: Path, count: i
         assert all(result.attempts()[name].dtype == RECORD[name] for name in COLUMNS)
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cuts=st.lists(st.integers(0, 500), max_size=8), chunk=st.integers(20, 300))
 def test_attempts_appended_in_any_pieces_are_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuts: list[int], chunk: int
@@ -295,12 +292,22 @@ def test_a_result_without_one_of_its_columns_is_refused(tmp_path: Path, missing:
     assert "is damaged" in refused(path)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_result_that_was_cut_off_is_refused(whole: bytes, tmp_path: Path, data: st.DataObject) -> None:
     path = tmp_path / "cut.h5"
     path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
     assert "is damaged" in refused(path)
+
+
+def test_a_table_with_a_single_wrong_letter_is_refused(tmp_path: Path) -> None:
+    tables = made_tables()
+    tables["ranks"]["host"] = b"node-42"
+    path = write(tmp_path / "result.h5", made_rows(1), tables)
+    data = path.read_bytes()
+    assert data.count(b"node-42") == len(tables["ranks"])
+    path.write_bytes(data.replace(b"node-42", b"node-43", 1))
+    assert "is damaged at /ranks/host" in refused(path)
 
 
 def test_damage_is_never_read_as_data_and_never_more_than_a_refusal(whole: bytes, tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_nobody_is_told_of_a_step_before_the_common_start() -> None:
         beats.append(monotonic_ns())
         return True
 
-    origin = monotonic_ns() + 150_000_000
+    origin = monotonic_ns() + 400_000_000
     play(Fakes(forever), range(2), origin=origin, pulse=pulse)
     assert beats[0] >= origin
 

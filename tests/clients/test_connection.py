@@ -99,7 +99,7 @@ def test_requests_follow_each_other_on_one_connection() -> None:
     with_server(says(OK), play)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cuts=st.sets(st.integers(1, len(CHUNKED) - 1)))
 def test_an_answer_in_any_pieces_is_the_same_answer(cuts: set[int]) -> None:
     edges = [0, *sorted(cuts), len(CHUNKED)]
@@ -112,7 +112,7 @@ def test_an_answer_in_any_pieces_is_the_same_answer(cuts: set[int]) -> None:
 INTERIM = b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n"
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(cut=st.integers(1, len(INTERIM) + len(OK) - 1))
 def test_an_interim_answer_is_not_the_answer(cut: int) -> None:
     whole = INTERIM + OK
@@ -134,7 +134,7 @@ UNBOUNDED = b"HTTP/1.1 200 OK\r\nServer: x\r\n\r\nall of it"
 
 
 @pytest.mark.parametrize("before", [b"", INTERIM])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(cuts=st.sets(st.integers(1, len(UNBOUNDED) - 1), max_size=4))
 def test_a_body_without_length_ends_with_the_connection(before: bytes, cuts: set[int]) -> None:
     edges = [0, *sorted(cuts), len(UNBOUNDED)]
@@ -272,7 +272,7 @@ def test_a_huge_body_is_counted_and_not_kept() -> None:
     assert answer.received > size
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(keep=st.integers(0, 12), cuts=st.sets(st.integers(1, len(CHUNKED) - 1), max_size=5))
 def test_what_is_kept_of_a_body_is_its_beginning(keep: int, cuts: set[int]) -> None:
     edges = [0, *sorted(cuts), len(CHUNKED)]
