@@ -90,7 +90,7 @@ async def main(uri: str, journal_path: Path, workload: str, runs: int, seconds: 
     dialer = Dialer(target)
     await dialer.resolve()
     with Journal(journal_path, 0, {}) as journal:
-        wire = Wire(target, dialer, journal, experiment_id="1", timeout=30.0)
+        wire = Wire(dialer, journal, experiment_id="1", timeout=30.0)
         tally = Tally(runs)
         # Rows that count from zero carry the machine's own clock.
         journal.begin(0, 0)

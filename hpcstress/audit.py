@@ -16,7 +16,7 @@ import numpy as np
 from hpcstress.clients.answer import Answer, Failed
 from hpcstress.clients.api import Api
 from hpcstress.clients.api import refusal as refused
-from hpcstress.clients.dial import Dialer
+from hpcstress.clients.dial import Dialer, way_to
 from hpcstress.clients.wire import API, artifact_path
 from hpcstress.content import RUN_TAG, SESSION_TAG, STEP_TAG, Artifact, Content, Run
 from hpcstress.errors import Refusal, UsageRefusal
@@ -27,7 +27,6 @@ from hpcstress.record import Outcome
 from hpcstress.replay import Fault, Finding, Replay, acknowledged_requests, compare, found_state, replay
 from hpcstress.result import TABLES, Result
 from hpcstress.schedule import Step, auditor, sample, steps
-from hpcstress.target import Target, from_environment
 from hpcstress.workloads import Play, load
 
 _READERS_PER_RANK = 4
@@ -112,14 +111,20 @@ class Auditor:
     """Audit the steps of one job together with the other ranks."""
 
     def __init__(
-        self, world: World, target: Target, dialer: Dialer, content: Content, play: Play, experiment_id: str
+        self,
+        world: World,
+        dialer: Dialer,
+        content: Content,
+        play: Play,
+        experiment_id: str,
+        given_up: Callable[[], bool] = lambda: False,
     ) -> None:
         self._world = world
-        self._target = target
         self._dialer = dialer
         self._content = content
         self._play = play
         self._experiment_id = experiment_id
+        self._given_up = given_up
         self._timeout = content.plan.timeout
 
     def audit(self, step: Step, acknowledged: np.ndarray[Any, Any] | None) -> Report:
@@ -156,16 +161,16 @@ class Auditor:
     async def _list(self, step: Step) -> dict[int, list[str]]:
         listed: dict[int, list[str]] = {}
         condition = f"tags.`{SESSION_TAG}` = '{self._content.session}' and tags.`{STEP_TAG}` = '{step.number}'"
-        async with Api(self._target, self._dialer, self._timeout) as api:
+        async with Api(self._dialer, self._timeout) as api:
             try:
                 async for run in api.search_runs(self._experiment_id, condition):
                     tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
                     listed.setdefault(int(tags[RUN_TAG]), []).append(str(run["info"]["run_id"]))
             except Failed as failure:
-                raise refused(self._target, failure.answer, "reading the runs back") from None
+                raise refused(api.target, failure.answer, "reading the runs back") from None
             except (KeyError, TypeError, ValueError):
                 broken = Answer(Outcome.malformed, 200, 0, 0, 0, b"")
-                raise refused(self._target, broken, "reading the runs back") from None
+                raise refused(api.target, broken, "reading the runs back") from None
         return listed
 
     async def _read_back(self, step: Step, share: _Share) -> Report:
@@ -173,8 +178,11 @@ class Auditor:
         waiting = iter(share)
 
         async def reader() -> None:
-            async with Api(self._target, self._dialer, self._timeout) as api:
+            async with Api(self._dialer, self._timeout) as api:
                 for number, ids, acknowledged in waiting:
+                    if self._given_up():
+                        report.count([Finding(Fault.unread, "Reading back was stopped by a signal.")])
+                        continue
                     report.count(await self._check(api, self._content.run(step.number, number), ids, acknowledged))
 
         await asyncio.gather(*(reader() for _ in range(min(_READERS_PER_RANK, len(share)))))
@@ -217,15 +225,8 @@ class Auditor:
         return []
 
 
-def _way_to_the_server(uri: str, environment: Mapping[str, str]) -> tuple[Target, Dialer]:
-    target = from_environment(uri, environment)
-    dialer = Dialer(target)
-    asyncio.run(dialer.resolve())
-    return target, dialer
-
-
-async def _arrive(target: Target, dialer: Dialer, timeout: float) -> None:
-    async with Api(target, dialer, timeout) as api:
+async def _arrive(dialer: Dialer, timeout: float) -> None:
+    async with Api(dialer, timeout) as api:
         await sign_in(api)
 
 
@@ -242,13 +243,13 @@ def audit_result(world: World, path: Path, environment: Mapping[str, str], say: 
             return result.facts, from_toml(result.plan_toml)
 
     facts, plan = world.only_first(read)
-    target, dialer = world.first_refusal(lambda: _way_to_the_server(str(facts["uri"]), environment))
+    dialer = world.first_refusal(lambda: asyncio.run(way_to(str(facts["uri"]), environment)))
     # Once, before the steps and the ranks do: a wrong password that is tried again and again may lock the user out.
-    world.only_first(lambda: asyncio.run(_arrive(target, dialer, plan.timeout)))
+    world.only_first(lambda: asyncio.run(_arrive(dialer, plan.timeout)))
     # A job that read nothing back may be asked about all the same.
     plan = plan if plan.audit else replace(plan, audit=Plan().audit)
     content = Content(plan, str(facts["session"]))
-    auditor = Auditor(world, target, dialer, content, load(plan.workload), str(facts["experiment_id"]))
+    auditor = Auditor(world, dialer, content, load(plan.workload), str(facts["experiment_id"]))
     clean = True
     for step in steps(plan):
         acknowledged = None

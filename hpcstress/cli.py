@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from hpcstress import __version__
-from hpcstress.errors import FAILED, INCOMPLETE, INTERRUPTED, OK, USAGE, Refusal
+from hpcstress.errors import FAILED, INCOMPLETE, INTERRUPTED, OK, USAGE, Interruption, Refusal
 from hpcstress.launcher import promised_rank, seconds_since_start
 from hpcstress.plan import KINDS, OPTIONS, Plan, flag, named
 
 if TYPE_CHECKING:
+    from hpcstress.clients.dial import Dialer
     from hpcstress.ranks import World
     from hpcstress.target import Target
 
@@ -122,9 +123,13 @@ def _conclude(result: Path) -> None:
     except ImportError as error:
         print(f"The result is {result}. No report: {error.name} is missing, `pip install 'hpcstress[analysis]'`.")
         return
-    report = write_report([result], None)
+    print(f"Result:   {result}", flush=True)
+    try:
+        report = write_report([result], None)
+    except KeyboardInterrupt:
+        raise Interruption(f"The report was not finished. The result is whole: hpcstress report {result}") from None
+    print(f"Report:   {report}\nPictures: {report.parent}/*.png\n")
     print(summary(result))
-    print(f"\nResult:   {result}\nReport:   {report}\nPictures: {report.parent}/*.png")
 
 
 def _show_plan(plan: Plan) -> int:
@@ -198,23 +203,25 @@ def doctor(plan: PlanName = None, /, **options: str | None) -> int:
     import_seconds = seconds_since_start()
     with world() as ranks:
         resolved = ranks.only_first(lambda: _resolve(plan, options))
-        target = ranks.first_refusal(lambda: _named_target(resolved.uri))
-        if target is None and ranks.rank == 0:
+        dialer = ranks.first_refusal(lambda: _named_server(resolved.uri))
+        if dialer is None and ranks.rank == 0:
             _tell("No server was named: give --uri or MLFLOW_TRACKING_URI to have it examined, too.")
-        findings = examine(ranks, target, min(30.0, resolved.timeout), import_seconds)
+        findings = examine(ranks, dialer, min(30.0, resolved.timeout), import_seconds)
         if ranks.rank == 0:
-            _print_findings(findings, ranks, target)
+            _print_findings(findings, ranks, dialer.target if dialer else None)
         ranks.first_refusal(lambda: check_open_files(max(resolved.warmup, *resolved.runs), ranks.size))
         trouble = ranks.tell((any(finding.trouble for finding in findings),) if ranks.rank == 0 else None)[0]
     return FAILED if trouble else OK
 
 
-def _named_target(uri: str) -> Target | None:
-    from hpcstress.target import from_environment
+def _named_server(uri: str) -> Dialer | None:
+    import asyncio
+
+    from hpcstress.clients.dial import way_to
 
     if not uri and not any(os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_URL")):
         return None
-    return from_environment(uri, os.environ)
+    return asyncio.run(way_to(uri, os.environ))
 
 
 def _print_findings(findings: list[Any], world: World, target: Target | None) -> None:
@@ -275,21 +282,17 @@ def clean(result: ResultPath, /) -> int:
 
     from hpcstress.clean import clean as clean_server
     from hpcstress.clients.api import Api
-    from hpcstress.clients.dial import Dialer
+    from hpcstress.clients.dial import way_to
     from hpcstress.plan import from_toml
     from hpcstress.result import Result
-    from hpcstress.target import from_environment
 
     with Result(result) as opened:
         facts, plan_told = opened.facts, from_toml(opened.plan_toml)
     if "experiment_id" not in facts:
         raise Refusal(f"The job of {result} had no server: there is nothing to clean.")
-    target = from_environment(str(facts["uri"]), os.environ)
 
     async def act() -> Any:
-        dialer = Dialer(target)
-        await dialer.resolve()
-        async with Api(target, dialer, plan_told.timeout) as api:
+        async with Api(await way_to(str(facts["uri"]), os.environ), plan_told.timeout) as api:
             return await clean_server(api, facts, _tell)
 
     cleaned = asyncio.run(act())

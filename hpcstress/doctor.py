@@ -15,7 +15,6 @@ from hpcstress.errors import Refusal
 from hpcstress.folder import open_files_limit
 from hpcstress.preflight import sign_in
 from hpcstress.ranks import World
-from hpcstress.target import Target
 
 _ROUND_TRIPS = 5
 
@@ -34,15 +33,15 @@ class Finding(NamedTuple):
     trouble: str
 
 
-def examine(world: World, target: Target | None, timeout: float, import_seconds: float) -> list[Finding]:
+def examine(world: World, dialer: Dialer | None, timeout: float, import_seconds: float) -> list[Finding]:
     """Return every rank's findings on rank 0. Rank 0 signs in first: a wrong password is tried once, not by all."""
-    if target is not None:
-        world.only_first(lambda: asyncio.run(_reach(target, timeout)))
+    if dialer is not None:
+        world.only_first(lambda: asyncio.run(_reach(dialer, timeout)))
     offset = world.offset()
     server, round_trip, trouble = "", 0.0, ""
-    if target is not None:
+    if dialer is not None:
         try:
-            server, round_trip = asyncio.run(_reach(target, timeout))
+            server, round_trip = asyncio.run(_reach(dialer, timeout))
         except Refusal as refused:
             trouble = str(refused)
     return world.collect(
@@ -60,10 +59,8 @@ def examine(world: World, target: Target | None, timeout: float, import_seconds:
     )
 
 
-async def _reach(target: Target, timeout: float) -> tuple[str, float]:
-    dialer = Dialer(target)
-    await dialer.resolve()
-    async with Api(target, dialer, timeout) as api:
+async def _reach(dialer: Dialer, timeout: float) -> tuple[str, float]:
+    async with Api(dialer, timeout) as api:
         version = await sign_in(api)
         times = []
         for _ in range(_ROUND_TRIPS):
@@ -71,6 +68,6 @@ async def _reach(target: Target, timeout: float) -> tuple[str, float]:
             try:
                 await api.post("experiments/search", {"max_results": 1})
             except Failed as failure:
-                raise refusal(target, failure.answer, "asking again") from None
+                raise refusal(api.target, failure.answer, "asking again") from None
             times.append(time.monotonic() - before)
         return version, statistics.median(times)

@@ -17,6 +17,12 @@ class Refusal(Exception):
     shared = False
 
 
+class Interruption(Refusal):
+    """Stop because somebody asked for it before there was anything to keep."""
+
+    exit_code = INTERRUPTED
+
+
 class UsageRefusal(Refusal):
     """Refuse an option, a plan or an address that cannot mean anything."""
 

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from socket import gethostname
 from time import monotonic_ns
 from typing import Any
@@ -21,7 +22,7 @@ import uvloop
 from hpcstress.audit import Auditor
 from hpcstress.books import Books
 from hpcstress.clients.api import Api
-from hpcstress.clients.dial import Dialer
+from hpcstress.clients.dial import Dialer, way_to
 from hpcstress.clients.null import Null
 from hpcstress.clients.wire import Wire
 from hpcstress.clocks import Offset, drift_ppm
@@ -38,7 +39,6 @@ from hpcstress.result import TABLES, ResultWriter
 from hpcstress.schedule import WARMUP, Step, owned, steps, warmup
 from hpcstress.stop import Stop
 from hpcstress.summary import StepSummary
-from hpcstress.target import Target, from_environment
 from hpcstress.worker import Clients, Health, Tally, Worker
 from hpcstress.workloads import load
 
@@ -57,9 +57,9 @@ def run_job(
     import_seconds: float,
 ) -> int:
     """Run a plan, write its result into a folder and return the exit code. Every rank of the world calls this."""
-    stop = Stop()
+    stop = Stop(speaks=world.rank == 0, place=folder.path)
     with ExitStack() as resources, stop.listening():
-        setup = world.only_first(lambda: prepare(plan, world, folder, environment, progress, resources))
+        setup = world.only_first(lambda: prepare(plan, world, folder, environment, progress, resources, stop))
         before = world.offset()
         header = {
             "ranks": world.size,
@@ -71,11 +71,11 @@ def run_job(
         }
         journal = world.first_refusal(lambda: Journal(folder.journal(world.rank), world.rank, header))
         with journal:
-            target, dialer = world.first_refusal(lambda: _way_to_the_server(plan, setup, environment))
+            dialer = world.first_refusal(lambda: _way_to_the_server(plan, setup, environment))
             books = None
             if world.rank == 0:
                 books = Books(resources.enter_context(ResultWriter(folder.result, plan.to_toml(), setup.facts)), folder)
-            Job(plan, world, setup, journal, target, dialer, before.offset_ns, books, progress, stop).climb()
+            Job(plan, world, setup, journal, dialer, before.offset_ns, books, progress, stop).climb()
         row = _rank_row(world.rank, header, before, world.offset())
         rows = world.collect(row)
         if books is None:
@@ -86,14 +86,11 @@ def run_job(
         return world.tell(books.finish())
 
 
-def _way_to_the_server(plan: Plan, setup: Setup, environment: Mapping[str, str]) -> tuple[Target | None, Dialer | None]:
+def _way_to_the_server(plan: Plan, setup: Setup, environment: Mapping[str, str]) -> Dialer | None:
     if plan.client == "null":
-        return None, None
+        return None
     # Everybody goes where rank 0 has been, whatever address its own environment holds.
-    target = from_environment(str(setup.facts["uri"]), setup.environment or environment)
-    dialer = Dialer(target)
-    asyncio.run(dialer.resolve())
-    return target, dialer
+    return asyncio.run(way_to(str(setup.facts["uri"]), setup.environment or environment))
 
 
 def _rank_row(rank: int, header: Mapping[str, object], before: Offset, after: Offset) -> np.ndarray[Any, Any]:
@@ -104,83 +101,74 @@ def _rank_row(rank: int, header: Mapping[str, object], before: Offset, after: Of
     return row
 
 
+@dataclass
 class Job:
-    """Play one rank's part in all steps of a plan."""
+    """Play one rank's part in all steps of a plan. Only rank 0 has books; the null client needs no dialer."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        world: World,
-        setup: Setup,
-        journal: Journal,
-        target: Target | None,
-        dialer: Dialer | None,
-        offset_ns: int,
-        books: Books | None,
-        progress: Progress,
-        stop: Stop,
-    ) -> None:
-        self._plan = plan
-        self._world = world
-        self._setup = setup
-        self._journal = journal
-        self._target = target
-        self._dialer = dialer
-        self._offset_ns = offset_ns
-        self._books = books
-        self._progress = progress
-        self._stop = stop
+    plan: Plan
+    world: World
+    setup: Setup
+    journal: Journal
+    dialer: Dialer | None
+    offset_ns: int
+    books: Books | None
+    progress: Progress
+    stop: Stop
+
+    def __post_init__(self) -> None:
+        plan, content = self.plan, Content(self.plan, self.setup.session)
+        play = load(plan.workload)
         self._stop_told = False
         self._beats: list[Beat] = []
-        play = load(plan.workload)
-        content = Content(plan, setup.session)
         self._worker = Worker(play, content, self._clients(), plan.timeout)
         self._auditor = None
-        if target is not None and dialer is not None and plan.audit:
-            self._auditor = Auditor(world, target, dialer, content, play, setup.experiment_id)
+        if self.dialer is not None and plan.audit:
+            self._auditor = Auditor(
+                self.world, self.dialer, content, play, self.setup.experiment_id, self._asked_to_stop
+            )
 
     def _clients(self) -> Clients:
-        if self._target is None or self._dialer is None:
-            return Null(self._journal, self._plan.seed, self._plan.null_delay, self._plan.null_failures)
-        return Wire(self._target, self._dialer, self._journal, self._setup.experiment_id, self._plan.timeout)
+        if self.dialer is None:
+            return Null(self.journal, self.plan.seed, self.plan.null_delay, self.plan.null_failures)
+        return Wire(self.dialer, self.journal, self.setup.experiment_id, self.plan.timeout)
 
     def climb(self) -> None:
         """Play every step; between two of them gather the rows, read the server back, and let it come to rest."""
-        if self._plan.warmup:
-            self._play(warmup(self._plan))
-        for step in steps(self._plan):
-            if (step.number or self._plan.warmup) and not self._may_go_on(step):
+        if self.plan.warmup:
+            self._play(warmup(self.plan))
+        for step in steps(self.plan):
+            if (step.number or self.plan.warmup) and not self._may_go_on(step):
                 return
-            first_row = self._journal.length
+            first_row = self.journal.length
             began, reports = self._play(step)
             acknowledged = self._gather(step, began, first_row)
-            if self._books is not None:
-                self._books.hear(step, reports)
-            if self._world.tell(self._stopped_in(step) if self._books is not None else None):
+            if self.books is not None:
+                self.books.hear(step, reports)
+            if self.world.tell(self._stopped_in(step) if self.books is not None else None):
                 return
             self._audit(step, acknowledged)
 
     def _may_go_on(self, step: Step) -> bool:
         """Let the server rest, and see whether it is still there; rank 0 decides for all."""
         answer: bool | None = None
-        if self._books is not None:
+        if self.books is not None:
             self._rest()
             answer = not self._stopped_in(step) and self._server_is_back(step)
-        return self._world.tell(answer)
+        return self.world.tell(answer)
 
     def _rest(self) -> None:
-        until = time.monotonic() + self._plan.sleep_time
-        while time.monotonic() < until and not self._stop.asked:
+        until = time.monotonic() + self.plan.sleep_time
+        while time.monotonic() < until and not self.stop.asked:
             time.sleep(min(_BEAT_SECONDS, max(0.0, until - time.monotonic())))
 
     def _server_is_back(self, step: Step) -> bool:
-        server, books, target, dialer = self._setup.server, self._books, self._target, self._dialer
-        if target is None or dialer is None or books is None:
+        server, books, dialer = self.setup.server, self.books, self.dialer
+        if dialer is None or books is None:
             return True
 
         async def wait() -> float | None:
-            async with Api(target, dialer, min(10.0, self._plan.timeout)) as api:
-                return await wait_until_back(api, self._plan.timeout, lambda: self._stop.asked)
+            async with Api(dialer, min(10.0, self.plan.timeout)) as api:
+                return await wait_until_back(api, self.plan.timeout, lambda: self.stop.asked)
 
         waited = asyncio.run(wait())
         if self._stopped_in(step):
@@ -188,7 +176,7 @@ class Job:
         if waited is None:
             obituary = server.obituary() if server is not None else None
             books.incomplete(
-                f"Before step {step.number + 1} the server did not come back within {self._plan.timeout:g} s: "
+                f"Before step {step.number + 1} the server did not come back within {self.plan.timeout:g} s: "
                 f"the remaining steps were not played. {obituary or ''}".strip()
             )
             return False
@@ -197,27 +185,27 @@ class Job:
         return True
 
     def _stopped_in(self, step: Step) -> bool:
-        if not self._stop.asked or self._books is None:
+        if not self.stop.asked or self.books is None:
             return False
-        self._books.incomplete(f"Stopped by a signal in step {step.number + 1} of {len(self._plan.steps)}.")
+        self.books.incomplete(f"Stopped by a signal in step {step.number + 1} of {len(self.plan.steps)}.")
         return True
 
     def _play(self, step: Step) -> tuple[float, list[tuple[Health, Tally]]]:
         """Start together with all ranks, play, wait for all; return the start (UTC) and what the ranks report."""
-        world = self._world
+        world = self.world
         start = began = None
-        if self._books is not None:
+        if self.books is not None:
             start = monotonic_ns() + _LEAD_NS + _LEAD_PER_RANK_NS * world.size
             began = time.time() + (start - monotonic_ns()) / 1e9
             if step.number != WARMUP:
-                self._books.folder.note("step", number=step.number, repeat=step.repeat, size=step.size, began=began)
-            self._progress.begin(step, len(self._plan.steps))
+                self.books.folder.note("step", number=step.number, repeat=step.repeat, size=step.size, began=began)
+            self.progress.begin(step, len(self.plan.steps))
         start, began = world.tell(None if start is None or began is None else (start, began))
-        origin = start - self._offset_ns
-        self._journal.begin(step.number, origin)
+        origin = start - self.offset_ns
+        self.journal.begin(step.number, origin)
         runs = owned(step.size, world.rank, world.size)
         tally = Tally(len(runs))
-        first_row = self._journal.length
+        first_row = self.journal.length
 
         def pulse(done: bool = False) -> bool:
             word = Beat(
@@ -225,36 +213,40 @@ class Job:
                 tally.owned,
                 tally.finished,
                 tally.failed,
-                self._journal.length - first_row,
+                self.journal.length - first_row,
                 done,
-                self._stop.asked,
+                self.stop.asked,
             )
             return self._heed(world.beat(word), step)
 
         health = uvloop.run(self._worker.play_step(step, runs, origin, tally, pulse))
         pulse(done=True)
-        if self._books is not None:
+        if self.books is not None:
             while sum(beat.done for beat in self._beats) < world.size:
                 time.sleep(_BEAT_SECONDS)
                 pulse(done=True)
-            self._progress.end()
+            self.progress.end()
         return began, world.collect((health, tally))
 
     def _heed(self, beats: Mapping[int, Beat], step: Step) -> bool:
-        if self._books is None:
-            if self._world.stopped():
-                self._stop.asked = True
-        else:
+        if self.books is not None:
             self._beats = [beat for beat in beats.values() if beat.step == step.number]
-            self._progress.update(step, self._beats)
-            if any(beat.stop for beat in self._beats) and not self._stop_told:
-                self._stop.asked = self._stop_told = True
-                self._world.stop_all()
-        return self._stop.asked
+            self.progress.update(step, self._beats)
+            self.stop.asked |= any(beat.stop for beat in self._beats)
+        return self._asked_to_stop()
+
+    def _asked_to_stop(self) -> bool:
+        """Tell whether a signal has come; rank 0 tells the others of it."""
+        if self.books is None:
+            self.stop.asked |= self.world.stopped()
+        elif self.stop.asked and not self._stop_told:
+            self._stop_told = True
+            self.world.stop_all()
+        return self.stop.asked
 
     def _gather(self, step: Step, began: float, first_row: int) -> np.ndarray[Any, Any] | None:
         """Bring the step's rows to rank 0; return there how many requests of each run were acknowledged."""
-        books = self._books
+        books = self.books
         acknowledged = np.zeros(step.size, np.uint32)
         summary = StepSummary(step, began)
 
@@ -265,7 +257,7 @@ class Job:
             summary.add(rows)
             acknowledged += acknowledged_requests(rows, step.size)
 
-        self._world.gather_rows(self._journal.rows(first_row), store)
+        self.world.gather_rows(self.journal.rows(first_row), store)
         if books is None:
             return None
         books.tables["steps"].append(summary.row())
@@ -274,9 +266,9 @@ class Job:
     def _audit(self, step: Step, acknowledged: np.ndarray[Any, Any] | None) -> None:
         if self._auditor is None:
             return
-        if self._books is not None:
-            self._progress.say(f"step {step.number + 1}: reading back")
+        if self.books is not None:
+            self.progress.say(f"step {step.number + 1}: reading back")
         report = self._auditor.audit(step, acknowledged)
-        if self._books is not None:
-            self._books.audited(step, report)
-            self._progress.say(f"step {step.number + 1}: audit: {report.sentence()}")
+        if self.books is not None:
+            self.books.audited(step, report)
+            self.progress.say(f"step {step.number + 1}: audit: {report.sentence()}")

@@ -17,14 +17,15 @@ from typing import Any
 
 from hpcstress import servers
 from hpcstress.clients.api import Api
-from hpcstress.clients.dial import Dialer
+from hpcstress.clients.dial import way_to
 from hpcstress.estimate import estimate
 from hpcstress.folder import RunFolder
 from hpcstress.plan import Plan
-from hpcstress.preflight import check_open_files, find_experiment, sign_in
+from hpcstress.preflight import Experiment, check_open_files, find_experiment, sign_in
 from hpcstress.progress import Progress
 from hpcstress.ranks import World
-from hpcstress.target import Target, from_environment
+from hpcstress.stop import Stop
+from hpcstress.target import Target
 
 _SLURM_FACTS = ("SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_JOB_NUM_NODES", "SLURM_NTASKS", "SLURM_JOB_PARTITION")
 _PACKAGES = ("hpcstress", "mpi4py", "numpy", "h5py", "uvloop", "httptools")
@@ -55,31 +56,33 @@ def prepare(
     environment: Mapping[str, str],
     progress: Progress,
     resources: ExitStack,
+    stop: Stop,
 ) -> Setup:
     """Prepare a job on rank 0. What it opens is closed with `resources`; a refusal leaves nothing behind."""
     check_open_files(max(plan.warmup, *plan.runs), world.size)
     folder.create(estimate(plan).journal_bytes)
     try:
-        setup = _reach(plan, environment, progress, resources)
+        setup = _reach(plan, environment, progress, resources, stop)
+        stop.check()
     except BaseException:
         folder.remove()
         raise
     setup.facts |= _facts(world, environment)
     folder.plan.write_text(plan.to_toml(), "utf-8")
     folder.note("job", facts=setup.facts)
+    progress.say(f"Everything goes to {folder.path}")
     return setup
 
 
-def _reach(plan: Plan, environment: Mapping[str, str], progress: Progress, resources: ExitStack) -> Setup:
+def _reach(plan: Plan, environment: Mapping[str, str], progress: Progress, resources: ExitStack, stop: Stop) -> Setup:
     session = secrets.token_hex(6)
     if plan.client == "null":
         return Setup(session, "", {"session": session, "client": "null"})
     server = started = None
     if not plan.uri and not any(environment.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_URL")):
-        server = resources.enter_context(servers.start(plan.server, say=progress.say))
+        server = resources.enter_context(servers.start(plan.server, say=progress.say, check=stop.check))
         environment = started = server.environment
-    target = from_environment(plan.uri, environment)
-    version_told, experiment = asyncio.run(_arrive(target, plan))
+    target, version_told, experiment = asyncio.run(_arrive(plan, environment))
     facts = {
         "session": session,
         "client": plan.client,
@@ -92,12 +95,11 @@ def _reach(plan: Plan, environment: Mapping[str, str], progress: Progress, resou
     return Setup(session, experiment.id, facts, started, server)
 
 
-async def _arrive(target: Target, plan: Plan) -> tuple[str, Any]:
-    dialer = Dialer(target)
-    await dialer.resolve()
-    async with Api(target, dialer, min(30.0, plan.timeout)) as api:
+async def _arrive(plan: Plan, environment: Mapping[str, str]) -> tuple[Target, str, Experiment]:
+    dialer = await way_to(plan.uri, environment)
+    async with Api(dialer, min(30.0, plan.timeout)) as api:
         told = await sign_in(api)
-        return told, await find_experiment(api, target.experiment_id, plan.experiment)
+        return api.target, told, await find_experiment(api, api.target.experiment_id, plan.experiment)
 
 
 def _facts(world: World, environment: Mapping[str, str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Ctrl-C and TERM: the first ends the load, the second ends everything."""
+"""Ctrl-C, TERM and a closed terminal: the first ends the load, the second ends everything."""
 
 from __future__ import annotations
 
@@ -8,23 +8,45 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from hpcstress.errors import Interruption
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_STANDARD_ERROR = 2
+
 
 class Stop:
-    """Remember a Ctrl-C or a TERM: the first ends the load and keeps what was measured, the second ends everything."""
+    """Remember a signal: the first ends the load and keeps what was measured, the second ends everything.
 
-    def __init__(self) -> None:
+    Of all ranks only one should speak; `place` is where what was measured can be found.
+    """
+
+    def __init__(self, speaks: bool = False, place: object = "") -> None:
         self.asked = False
+        self._speaks = speaks
+        self._place = place
+
+    def check(self) -> None:
+        """Refuse to go on once a signal has come: for the time before any load."""
+        if self.asked:
+            raise Interruption("Stopped before any load was sent: there is no result.")
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         del frame
         if self.asked:
+            self._say(f"Ended at once. What was measured so far: hpcstress recover {self._place}")
             os._exit(128 + number)
         self.asked = True
+        self._say("Stopping; what was measured is kept. Once more ends at once.")
+
+    def _say(self, sentence: str) -> None:
+        # Past every buffer and lock: a signal comes in the middle of anything.
+        if self._speaks:
+            os.write(_STANDARD_ERROR, f"\n{sentence}\n".encode())
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Listen while the block runs."""
-        before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, self._hear) for number in _SIGNALS}
         try:
             yield
         finally:

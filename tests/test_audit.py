@@ -185,7 +185,7 @@ def test_no_rank_reads_back_what_it_has_written_itself() -> None:
         size = 3
 
     target = from_environment("http://127.0.0.1:1", {"HOME": "/nonexistent"})
-    auditor = Auditor(Three(), target, Dialer(target), Content(MORE, "session"), play_run, "1")
+    auditor = Auditor(Three(), Dialer(target), Content(MORE, "session"), play_run, "1")
     listed = {run: [f"id{run}"] for run in range(12)}
     shares = auditor._shares(Step(0, 0, 12), listed, np.array([0, *[7] * 11]))
     for rank, share in enumerate(shares):

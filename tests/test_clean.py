@@ -31,7 +31,7 @@ def cleaned(environment: dict[str, str], facts: dict[str, Any], said: list[str] 
         target = from_environment("", environment)
         dialer = Dialer(target)
         await dialer.resolve()
-        async with Api(target, dialer, 5.0) as api:
+        async with Api(dialer, 5.0) as api:
             return await clean(api, facts, (said if said is not None else []).append)
 
     return asyncio.run(scene())

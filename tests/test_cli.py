@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import pytest
@@ -469,6 +470,21 @@ def test_ctrl_c_ends_the_load_and_the_result_is_written(tmp_path: Path) -> None:
         assert result.notes == ["Stopped by a signal in step 1 of 1."]
         assert len(result.table("ranks")) == 1
     assert not folder.journals.exists()
+
+
+def test_ctrl_c_in_the_report_leaves_the_result_and_says_so(
+    hpcstress: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    drawing = SimpleNamespace(summary=str, write_report=interrupted)
+    monkeypatch.setitem(sys.modules, "analysis.report", drawing)
+    code, told, complaint = hpcstress(*LITTLE, "--client=null", "--output=job")
+    assert (code, told) == (130, "Result:   job/result.h5\n")
+    assert complaint.endswith("The result is whole: hpcstress report job/result.h5\n")
+    with Result("job/result.h5") as result:
+        assert result.complete
 
 
 def test_a_second_ctrl_c_ends_everything_at_once(tmp_path: Path) -> None:

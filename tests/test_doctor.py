@@ -1,19 +1,20 @@
 from __future__ import annotations
 
+import asyncio
 import os
 
 import pytest
 
+from hpcstress.clients.dial import way_to
 from hpcstress.doctor import Finding, examine
 from hpcstress.errors import Refusal
 from hpcstress.folder import open_files_limit
 from hpcstress.ranks import World
-from hpcstress.target import from_environment
 from tests.fake_mlflow import FakeMlflow, Faults, serving
 
 
 def findings(server: FakeMlflow, timeout: float = 5.0, **environment: str) -> list[Finding]:
-    return examine(World(), from_environment("", server.environment | environment), timeout, 0.25)
+    return examine(World(), asyncio.run(way_to("", server.environment | environment)), timeout, 0.25)
 
 
 def test_a_healthy_way_to_a_server_is_told_with_its_round_trip() -> None:

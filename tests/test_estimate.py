@@ -80,7 +80,7 @@ def test_the_bytes_are_what_a_server_receives_up_to_the_width_of_ids_and_times(t
             target = from_environment(server.uri, {"HOME": "/nonexistent"})
             dialer = Dialer(target)
             await dialer.resolve()
-            await play(plan, Wire(target, dialer, journal, "0", 60.0))
+            await play(plan, Wire(dialer, journal, "0", 60.0))
             return server
 
     def answer(request: Request) -> bytes:

@@ -346,6 +346,8 @@ class Interrupting(Progress):
             threading.Timer(0.2, signal.pthread_kill, (threading.main_thread().ident, self.number)).start()
 
     def say(self, sentence: str) -> None:
+        if "reading back" in sentence:
+            self._now("audit")
         if "audit:" in sentence:
             self._soon("away")
 
@@ -388,6 +390,15 @@ def test_a_signal_ends_the_rest_between_two_steps(tmp_path: Path) -> None:
     assert progress.begun == [0]
     with Result(tmp_path / "job" / "result.h5") as result:
         assert result.table("steps")["runs_finished"].tolist() == [3]
+
+
+def test_a_signal_ends_the_reading_back_and_what_was_not_read_is_said(tmp_path: Path) -> None:
+    with serving() as server:
+        assert play(tmp_path / "job", replace(SMALL, repeats=1), server.environment, Interrupting("audit")) == 3
+    with Result(tmp_path / "job" / "result.h5") as result:
+        assert result.table("audit")["unread"].tolist() == [SMALL.runs[0]]
+        assert result.table("audit")["missing"].tolist() == [0]
+        assert not result.complete
 
 
 def test_a_signal_ends_the_wait_for_a_server(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def ask(environment: dict[str, str], question: Callable[[Api], Awaitable[T]], ti
         target = from_environment("", environment)
         dialer = Dialer(target)
         await dialer.resolve()
-        async with Api(target, dialer, timeout) as api:
+        async with Api(dialer, timeout) as api:
             return await question(api)
 
     return asyncio.run(scene())

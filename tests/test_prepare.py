@@ -9,19 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from hpcstress.errors import Refusal
+from hpcstress.errors import Interruption, Refusal
 from hpcstress.folder import RunFolder
 from hpcstress.plan import Plan, from_toml
 from hpcstress.prepare import Setup, prepare
 from hpcstress.progress import Progress
 from hpcstress.ranks import World
+from hpcstress.stop import Stop
 from tests.fake_mlflow import Faults, serving
 from tests.jobs import SMALL
 
 
 def prepared(folder: Path, plan: Plan, environment: Mapping[str, str]) -> Setup:
     with ExitStack() as resources:
-        return prepare(plan, World(), RunFolder(folder), environment, Progress(), resources)
+        return prepare(plan, World(), RunFolder(folder), environment, Progress(), resources, Stop())
 
 
 def refused(folder: Path, plan: Plan, environment: Mapping[str, str]) -> str:
@@ -166,4 +167,12 @@ def test_more_runs_at_once_than_files_can_be_opened_are_refused_before_anything_
     with serving() as server:
         assert "1000000000 runs at once" in refused(tmp_path / "job", SMALL.with_options(larger), server.environment)
         assert server.requests == []
+    assert not (tmp_path / "job").exists()
+
+
+def test_a_signal_before_any_load_is_an_interruption_that_leaves_nothing(tmp_path: Path) -> None:
+    stop = Stop()
+    stop.asked = True
+    with serving() as server, ExitStack() as resources, pytest.raises(Interruption):
+        prepare(SMALL, World(), RunFolder(tmp_path / "job"), server.environment, Progress(), resources, stop)
     assert not (tmp_path / "job").exists()

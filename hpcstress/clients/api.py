@@ -35,8 +35,8 @@ class _Page(msgspec.Struct):
 class Api:
     """Ask a server questions on a connection of its own, one after the other."""
 
-    def __init__(self, target: Target, dialer: Dialer, timeout: float) -> None:
-        self.target = target
+    def __init__(self, dialer: Dialer, timeout: float) -> None:
+        self.target = dialer.target
         self._dialer = dialer
         self._timeout = timeout
         self._connection: Connection | None = None

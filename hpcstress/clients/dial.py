@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from itertools import product
 from typing import Any, TypeVar
 
 from hpcstress.clients.answer import said
 from hpcstress.errors import Refusal
-from hpcstress.target import Proxy, Target
+from hpcstress.target import Proxy, Target, from_environment
 
 _Protocol = TypeVar("_Protocol", bound=asyncio.Protocol)
 _Reach = Callable[[str, str], Awaitable[socket.socket]]
@@ -24,11 +24,11 @@ _MAX_HEAD = 1 << 16
 class Dialer:
     """Open connections to one target; names are looked up and certificates are read once per rank."""
 
-    __slots__ = ("_reach", "_routes", "_target", "_tls")
+    __slots__ = ("_reach", "_routes", "_tls", "target")
 
     def __init__(self, target: Target) -> None:
         context = target.ssl_context()
-        self._target = target
+        self.target = target
         self._routes: list[tuple[str, str]] = []
         self._reach = _reach(target)
         self._tls: dict[str, Any] = {}
@@ -39,7 +39,7 @@ class Dialer:
 
     async def resolve(self) -> None:
         """Look up the addresses that `dial` will try, in the resolver's order; refuse a name that has none."""
-        host, proxy = self._target.host, self._target.proxy
+        host, proxy = self.target.host, self.target.proxy
         if proxy is None:
             hops, destinations = await _addresses(host), [host]
         else:
@@ -72,7 +72,7 @@ class Dialer:
         if self._reach is None:
             # A numeric address is not looked up again, and uvloop connects to it without a socket object of Python:
             # for 40% less CPU and 25% less memory than with `sock=`.
-            near = self._target.proxy or self._target
+            near = self.target.proxy or self.target
             return await loop.create_connection(protocol_factory, hop, near.port, **self._tls)
         sock = await self._reach(hop, destination)
         try:
@@ -80,6 +80,13 @@ class Dialer:
         except BaseException:
             sock.close()
             raise
+
+
+async def way_to(uri: str, environment: Mapping[str, str]) -> Dialer:
+    """Return what opens connections to the server at an address, "" for the address in the environment."""
+    dialer = Dialer(from_environment(uri, environment))
+    await dialer.resolve()
+    return dialer
 
 
 async def _addresses(host: str, family: int = socket.AF_UNSPEC) -> list[str]:

@@ -24,7 +24,6 @@ from hpcstress.content import Artifact, Metric
 from hpcstress.errors import Refusal
 from hpcstress.journal import Journal
 from hpcstress.record import Operation, Outcome
-from hpcstress.target import Target
 
 API = "/api/2.0/mlflow"
 ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
@@ -105,8 +104,8 @@ def artifact_path(artifact_uri: str) -> str | None:
 class Wire:
     """Hold what all runs of a rank share: the beginnings of requests, the way to the server, the open connections."""
 
-    def __init__(self, target: Target, dialer: Dialer, journal: Journal, experiment_id: str, timeout: float) -> None:
-        self.target = target
+    def __init__(self, dialer: Dialer, journal: Journal, experiment_id: str, timeout: float) -> None:
+        target = self.target = dialer.target
         self.dialer = dialer
         self.journal = journal
         self.experiment_id = experiment_id

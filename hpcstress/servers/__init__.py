@@ -25,6 +25,7 @@ def start(
     name: str,
     folder: Path | None = None,
     say: Callable[[str], None] = print,
+    check: Callable[[], object] = lambda: None,
     *,
     workers: int = 4,
     keep: bool = False,
@@ -32,7 +33,8 @@ def start(
     """Start a server and return it when it is ready.
 
     `folder` has to be new or empty, because it is removed in the end unless it is to be kept; without one, a new folder
-    for temporary files is taken. Refuse an unknown name, a server that is not installed, one that does not get ready.
+    for temporary files is taken. `check` is called while it is waited
+    for, and may refuse. Refuse an unknown name, a server that is not installed, one that does not get ready.
     """
     if name not in _RECIPES:
         raise UsageRefusal(f"There is no server {name!r} that hpcstress can start. {nearest(name, NAMES)}")
@@ -44,7 +46,7 @@ def start(
         shutil.rmtree(place, ignore_errors=True)
         raise
     try:
-        _wait(server, say)
+        _wait(server, say, check)
     except BaseException:
         server.stop()
         raise
@@ -67,9 +69,10 @@ def _private(name: str, folder: Path | None) -> Path:
     return folder.resolve()
 
 
-def _wait(server: Server, say: Callable[[str], None]) -> None:
+def _wait(server: Server, say: Callable[[str], None], check: Callable[[], object]) -> None:
     began, next_word = time.monotonic(), 2.0
     while not server.ready():
+        check()
         waited = time.monotonic() - began
         if obituary := server.obituary():
             raise Refusal(f"{obituary}\nMend what they say, or give the address of a running server with --uri.")

@@ -24,7 +24,7 @@ async def asked(uri: str, ask: Callable[[Api], Awaitable[T]], *, timeout: float 
     target = from_environment(uri, HOME)
     dialer = Dialer(target)
     await dialer.resolve()
-    async with Api(target, dialer, timeout) as api:
+    async with Api(dialer, timeout) as api:
         return await ask(api)
 
 

@@ -38,7 +38,7 @@ async def wired(
     await dialer.resolve()
     failure = None
     with Journal(folder / "rows", 0, {}) as journal:
-        wire = Wire(target, dialer, journal, "7", timeout)
+        wire = Wire(dialer, journal, "7", timeout)
         journal.begin(0, monotonic_ns())
         client = wire.client(3, monotonic_ns())
         try:

@@ -24,7 +24,7 @@ import pytest
 
 import hpcstress
 from hpcstress import servers
-from hpcstress.errors import Refusal, UsageRefusal
+from hpcstress.errors import Interruption, Refusal, UsageRefusal
 from hpcstress.result import TABLES
 from hpcstress.servers import Server, mlflow
 from hpcstress.servers.server import Recipe
@@ -172,6 +172,18 @@ def test_a_start_that_is_interrupted_leaves_nothing(
     use(little(ready=interrupt))
     with pytest.raises(KeyboardInterrupt):
         servers.start("little")
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_start_that_is_called_off_leaves_nothing(
+    little: Little, use: Callable[[Recipe], None], temporary: Path
+) -> None:
+    def check() -> None:
+        raise Interruption("Stopped before any load was sent.")
+
+    use(little(ready=lambda _: False))
+    with pytest.raises(Interruption):
+        servers.start("little", check=check)
     assert list(temporary.iterdir()) == []
 
 
