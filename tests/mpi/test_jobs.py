@@ -207,7 +207,7 @@ def test_a_signal_to_a_rank_that_has_nothing_left_to_do_is_everybodys(tmp_path: 
         until(lambda: played(folder.journal(0)) == 10 * REQUESTS)
         os.kill(pid_of(folder, 0), signal.SIGTERM)
         code, _, complaints = job.end()
-    assert (code, complaints) == (3, "")
+    assert (code, complaints) == (3, "\nStopping; what was measured is kept. Once more ends at once.\n")
     with Result(folder.result) as result:
         rows = requests(result)
         assert np.count_nonzero(rows["outcome"] == Outcome.ok) == 10 * REQUESTS
