@@ -26,18 +26,86 @@ _INTERIM = re.compile(rb"HTTP/1\.[01] 1")
 _OK = Outcome.ok
 
 
+class _Reader:
+    """Put one answer together from the packets in which it comes; `end` is not zero when it is whole."""
+
+    __slots__ = ("end", "fresh", "head", "kept", "length", "on_body", "parser", "received", "reusable", "status")
+
+    def __init__(self) -> None:
+        # What of the body was in the newest packet. The parser calls a list's method without a frame of Python.
+        self.fresh: list[bytes] = []
+        self.on_body = self.fresh.append
+        self.parser = httptools.HttpResponseParser(self)
+        self.end = self.status = 0
+        self.reusable = False
+        self._begin()
+
+    def _begin(self) -> None:
+        # What the packets before the newest have brought.
+        self.head = b""
+        self.kept: list[bytes] = []
+        self.length = self.received = 0
+
+    def put_aside(self, packet: bytes, keep: int, sink: Callable[[bytes], object] | None) -> None:
+        """Make room for the next packet."""
+        self.received += len(packet)
+        if not self.length:
+            self.head += packet
+        body = b"".join(self.fresh)
+        self.fresh.clear()
+        if sink is not None:
+            sink(body)
+        elif self.length < keep:
+            self.kept.append(body[: keep - self.length])
+        self.length += len(body)
+
+    def release(self, sound: bool) -> None:
+        """Become free for another answer, of any connection, unless there cannot be one."""
+        if sound and self.reusable:
+            self.end = 0
+            self.fresh.clear()
+            if self.head:
+                self._begin()
+            _free.append(self)
+        else:
+            # The parser knows this reader, too: without this, only the garbage collector could free the two.
+            del self.parser
+
+    # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        if self.end:
+            raise ValueError("A second answer in the same packet: nobody asked for it.")
+
+    def on_message_complete(self) -> None:
+        end = monotonic_ns()
+        status = self.parser.get_status_code()
+        if status >= 200:
+            self.end, self.status = end, status
+            self.reusable = self.parser.should_keep_alive()
+
+    def ends_with_connection(self) -> bool:
+        """Tell whether the answer is whole if the connection ends here."""
+        # A body without length and chunks ends where the connection ends. llhttp knows, httptools does not say.
+        head, found, rest = self.head.partition(b"\r\n\r\n")
+        while found and _INTERIM.match(head):
+            head, found, rest = rest.partition(b"\r\n\r\n")
+        head = head.lower()
+        return bool(found) and b"\r\ncontent-length:" not in head and b"\r\ntransfer-encoding:" not in head
+
+
+# Most answers come in one piece, and while a connection waits, it needs no parser: one serves all of a rank's.
+_free: list[_Reader] = []
+
+
 class Connection(asyncio.Protocol):
     """Exchange one request at a time with a server that may answer in pieces, slowly, wrongly or not at all."""
 
     __slots__ = (
-        "_body_length",
-        "_head",
         "_keep",
         "_loop",
         "_open",
-        "_parser",
-        "_pieces",
-        "_received",
+        "_reader",
         "_resume",
         "_sent",
         "_sink",
@@ -47,7 +115,7 @@ class Connection(asyncio.Protocol):
     )
 
     def __init__(self) -> None:
-        self._parser = httptools.HttpResponseParser(self)
+        self._reader: _Reader | None = None
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[Answer] | None = None
         self._resume: asyncio.Future[None] | None = None
@@ -71,9 +139,6 @@ class Connection(asyncio.Protocol):
         """
         transport = self._transport
         assert transport is not None
-        self._head = b""
-        self._pieces: list[bytes] = []
-        self._body_length = self._received = 0
         self._keep = keep
         self._sink = sink
         self._sent = len(request)
@@ -124,17 +189,20 @@ class Connection(asyncio.Protocol):
             # Nobody asked. What follows could be taken for the answer to the next request.
             self.abandon()
             return
-        if not self._body_length:
-            self._head = self._head + data if self._received else data
-        self._received += len(data)
+        reader = self._reader
+        if reader is None:
+            reader = self._reader = _free.pop() if _free else _Reader()
+        sound = True
         try:
-            self._parser.feed_data(data)
+            reader.parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self._fail(Outcome.malformed)
-            self.abandon()
+            sound = False
+        if reader.end:
+            self._finish(reader, len(data), sound)
             return
+        reader.put_aside(data, self._keep, self._sink)
         # Chunked framing counts as head: at most a few bytes for each byte of the body.
-        if self._waiter is not None and self._received - self._body_length > MAX_HEAD + 8 * self._body_length:
+        if not sound or reader.received - reader.length > MAX_HEAD + 8 * reader.length:
             self._fail(Outcome.malformed)
             self.abandon()
 
@@ -145,13 +213,12 @@ class Connection(asyncio.Protocol):
         self._open = False
         self._transport = None
         self.resume_writing()
-        if self._waiter is not None:
-            if error is None and self._ends_with_connection():
-                self.on_message_complete()
-            else:
-                self._fail(Outcome.closed)
-        # The parser knows this connection, too: without this, only the garbage collector could free the two.
-        del self._parser
+        reader = self._reader
+        if error is None and reader is not None and reader.ends_with_connection():
+            reader.on_message_complete()
+            self._finish(reader, 0, sound=True)
+        else:
+            self._fail(Outcome.closed)
 
     def pause_writing(self) -> None:
         self._resume = self._loop.create_future()
@@ -162,46 +229,35 @@ class Connection(asyncio.Protocol):
         if resume is not None and not resume.done():
             resume.set_result(None)
 
-    # What the parser calls.
+    # How a request ends.
 
-    def on_message_begin(self) -> None:
-        if self._waiter is None:
-            # A second answer in the same packet: nobody asked for it.
-            self.abandon()
-
-    def on_body(self, data: bytes) -> None:
-        room = self._keep - self._body_length
-        self._body_length += len(data)
-        if self._sink is not None:
-            self._sink(data)
-        elif room > 0:
-            self._pieces.append(data[:room])
-
-    def on_message_complete(self) -> None:
-        end = monotonic_ns()
-        status = self._parser.get_status_code()
-        if status < 200:
-            return
+    def _finish(self, reader: _Reader, newest: int, sound: bool) -> None:
+        end, status, reusable = reader.end, reader.status, reader.reusable
+        received = reader.received + newest
+        body = b"".join(reader.kept + reader.fresh)
         waiter, self._waiter = self._waiter, None
-        if not self._parser.should_keep_alive():
+        self._reader = None
+        reader.release(sound)
+        if not sound:
+            self.abandon()
+        elif not reusable:
             self._open = False
             if self._transport is not None:
                 self._transport.close()
+        if self._sink is not None:
+            self._sink(body)
+            body = b""
         if waiter is not None and not waiter.done():
-            body = b"".join(self._pieces)
+            body = body[: self._keep]
             outcome = _OK if status == 200 else outcome_of(status, body)
-            waiter.set_result(Answer(outcome, status, end, self._sent, self._received, body))
-
-    def _ends_with_connection(self) -> bool:
-        # A body without length and chunks ends where the connection ends. llhttp knows, httptools does not say.
-        head, found, rest = self._head.partition(b"\r\n\r\n")
-        while found and _INTERIM.match(head):
-            head, found, rest = rest.partition(b"\r\n\r\n")
-        head = head.lower()
-        return bool(found) and b"\r\ncontent-length:" not in head and b"\r\ntransfer-encoding:" not in head
+            waiter.set_result(Answer(outcome, status, end, self._sent, received, body))
 
     def _fail(self, outcome: Outcome) -> None:
+        body, received = b"", 0
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            body, received = b"".join(reader.kept), reader.received
+            reader.release(sound=False)
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
-            body = b"".join(self._pieces)
-            waiter.set_result(Answer(outcome, 0, monotonic_ns(), self._sent, self._received, body))
+            waiter.set_result(Answer(outcome, 0, monotonic_ns(), self._sent, received, body))
