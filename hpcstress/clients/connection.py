@@ -132,7 +132,7 @@ class Connection(asyncio.Protocol):
     def exchange(
         self, request: bytes, deadline: int, keep: int = KEPT_BODY, sink: Callable[[bytes], object] | None = None
     ) -> asyncio.Future[Answer]:
-        """Send a whole request; the future is the answer, whatever comes of it.
+        """Send a request, or its head if `send` follows; the future is the answer, whatever comes of it.
 
         The deadline is in nanoseconds of the monotonic clock; whoever owns the connection calls `expire`. At most
         `keep` bytes of the body are kept, unless a sink takes them.
@@ -147,10 +147,10 @@ class Connection(asyncio.Protocol):
         transport.write(request)
         return waiter
 
-    async def upload(self, head: bytes, chunks: Iterable[bytes | memoryview], deadline: int) -> Answer:
-        """Send a request whose body is made while it is sent; stop making it when the server has answered already."""
-        waiter = self.exchange(head, deadline)
-        transport = self._transport
+    async def send(self, chunks: Iterable[bytes | memoryview]) -> None:
+        """Send the body of the request in flight while it is made; stop making it when there is an answer already."""
+        waiter, transport = self._waiter, self._transport
+        assert waiter is not None
         assert transport is not None
         for chunk in chunks:
             if waiter.done():
@@ -161,8 +161,6 @@ class Connection(asyncio.Protocol):
             self._sent += len(chunk)
             if self._resume is not None:
                 await self._resume
-        answer = await waiter
-        return answer._replace(sent=self._sent)
 
     def expire(self, now: int) -> None:
         """Fail the request in flight if its deadline has passed."""

@@ -107,7 +107,7 @@ class Wire:
     def __init__(self, dialer: Dialer, journal: Journal, experiment_id: str, timeout: float) -> None:
         target = self.target = dialer.target
         self.dialer = dialer
-        self.journal = journal
+        self.append = journal.append
         self.experiment_id = experiment_id
         self.timeout = timeout
         self.timeout_ns = round(timeout * 1e9)
@@ -132,12 +132,11 @@ class Wire:
 class WireClient(Client):
     """Send the requests of one run on one connection, and record every attempt."""
 
-    __slots__ = ("_append", "_artifacts", "_connection", "_due", "_run", "_run_id", "_seq", "_wire")
+    __slots__ = ("_artifacts", "_connection", "_due", "_run", "_run_id", "_seq", "_wire")
 
     def __init__(self, wire: Wire, run: int, due: int) -> None:
         super().__init__()
         self._wire = wire
-        self._append = wire.journal.append
         self._run = run
         self._due = due
         self._seq = 0
@@ -149,15 +148,14 @@ class WireClient(Client):
         connection = self._connection
         if connection is None or not connection.usable:
             connection = await self._connect()
-        if operation is _LOG_ARTIFACT:
-            await self._upload(connection, payload)
-            return
         request = self._encode(operation, payload)
         start = monotonic_ns()
-        waiter = connection.exchange(request, start + self._wire.timeout_ns)
-        # With thousands of runs waiting, what they have sent would be the largest thing in memory.
-        del request, payload
         try:
+            waiter = connection.exchange(request, start + self._wire.timeout_ns)
+            if operation is _LOG_ARTIFACT:
+                await connection.send(payload.chunks())
+            # With thousands of runs waiting, what they have sent would be the largest thing in memory.
+            del request, payload
             answer = await waiter
         except asyncio.CancelledError:
             self._record(operation, start, Answer(Outcome.interrupted, 0, monotonic_ns(), 0, 0, b""))
@@ -176,12 +174,25 @@ class WireClient(Client):
             head, body = wire.log_batch, log_metrics_body(self._run_id, payload)
         elif operation is Operation.get_run:
             return wire.get.replace(b"RUN_ID", self._run_id.encode())
-        elif operation is Operation.create_run:
+        elif operation is _LOG_ARTIFACT:
+            return self._encode_upload(payload)
+        elif operation is _CREATE_RUN:
             name, tags = payload
             head, body = wire.create, create_run_body(wire.experiment_id, name, tags, time.time_ns() // 10**6)
         else:
             head, body = wire.update, update_run_body(self._run_id, time.time_ns() // 10**6)
         return head + b"%d\r\n\r\n" % len(body) + body.encode()
+
+    def _encode_upload(self, artifact: Artifact) -> bytes:
+        if self._artifacts is None:
+            now = monotonic_ns()
+            answer = Answer(
+                Outcome.not_supported, 0, now, 0, 0, b"this server leaves artifacts to its clients"
+            )
+            self._record(_LOG_ARTIFACT, now, answer)
+            raise Failed(answer)
+        head = self._wire.target.head("PUT", f"{self._artifacts}/{quote(artifact.path)}")
+        return head + f"{_BYTES}{artifact.size}\r\n\r\n".encode()
 
     def _adopt(self, answer: Answer) -> Answer:
         # What a server says becomes part of later requests: nothing but a plain identifier may.
@@ -194,24 +205,6 @@ class WireClient(Client):
         self._run_id = info.run_id
         self._artifacts = artifact_path(info.artifact_uri)
         return answer
-
-    async def _upload(self, connection: Connection, artifact: Artifact) -> None:
-        start = monotonic_ns()
-        if self._artifacts is None:
-            answer = Answer(Outcome.not_supported, 0, start, 0, 0, b"this server leaves artifacts to its clients")
-        else:
-            head = self._wire.target.head("PUT", f"{self._artifacts}/{quote(artifact.path)}")
-            head += f"{_BYTES}{artifact.size}\r\n\r\n".encode()
-            upload = connection.upload(head, artifact.chunks(), start + self._wire.timeout_ns)
-            del head
-            try:
-                answer = await upload
-            except asyncio.CancelledError:
-                self._record(Operation.log_artifact, start, Answer(Outcome.interrupted, 0, monotonic_ns(), 0, 0, b""))
-                raise
-        self._record(Operation.log_artifact, start, answer)
-        if answer.outcome is not Outcome.ok:
-            raise Failed(answer)
 
     async def _connect(self) -> Connection:
         wire = self._wire
@@ -242,7 +235,7 @@ class WireClient(Client):
 
     def _record(self, operation: Operation, start: int, answer: Answer) -> None:
         outcome, status, end, sent, received, _ = answer
-        self._append(self._due, start, end, sent, received, self._run, self._seq, status, 1, outcome, operation)
+        self._wire.append(self._due, start, end, sent, received, self._run, self._seq, status, 1, outcome, operation)
         self._seq += 1
         self._due = end
 

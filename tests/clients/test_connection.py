@@ -325,6 +325,12 @@ def test_a_second_answer_in_the_same_packet_is_not_taken_for_the_next() -> None:
         with_server(says(OK + more), play)
 
 
+async def upload(connection: Connection, head: bytes, body: Iterable[bytes]) -> Answer:
+    waiter = connection.exchange(head, LATER)
+    await connection.send(body)
+    return await waiter
+
+
 def chunks(made: list[int], count: int, size: int) -> Iterator[bytes]:
     for _ in range(count):
         made.append(size)
@@ -346,7 +352,7 @@ def test_an_upload_is_made_no_faster_than_it_is_sent(run: Callable[[Coroutine[An
 
     async def play(connection: Connection, peer: Peer) -> None:
         made: list[int] = []
-        upload = asyncio.ensure_future(connection.upload(head, chunks(made, count, size), LATER))
+        task = asyncio.ensure_future(upload(connection, head, chunks(made, count, size)))
         before = -1
         while len(made) > before:
             before = len(made)
@@ -355,7 +361,7 @@ def test_an_upload_is_made_no_faster_than_it_is_sent(run: Callable[[Coroutine[An
         # Nobody reads: what is made fits into the buffers on the way, whatever the size of the whole.
         assert sum(made) < count * size / 2
         reading.set()
-        answer = await upload
+        answer = await task
         assert answer.outcome is Outcome.ok
         assert answer.sent == len(head) + count * size
 
@@ -372,7 +378,7 @@ def test_an_upload_stops_when_the_server_has_answered_already() -> None:
         await reader.read()
 
     async def play(connection: Connection, peer: Peer) -> None:
-        answer = await connection.upload(head, chunks(made, 1 << 12, 1 << 18), LATER)
+        answer = await upload(connection, head, chunks(made, 1 << 12, 1 << 18))
         assert (answer.outcome, answer.status) == (Outcome.auth, 401)
         assert not connection.usable
 
@@ -388,12 +394,12 @@ def test_an_upload_that_is_cancelled_leaves_no_trouble_behind() -> None:
 
     async def play(connection: Connection, peer: Peer) -> None:
         made: list[int] = []
-        upload = asyncio.ensure_future(connection.upload(head, chunks(made, 1 << 12, 1 << 18), LATER))
+        task = asyncio.ensure_future(upload(connection, head, chunks(made, 1 << 12, 1 << 18)))
         while connection._resume is None:
             await asyncio.sleep(0)
-        upload.cancel()
+        task.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await upload
+            await task
         connection.abandon()
         while connection._transport is not None:
             await asyncio.sleep(0)
@@ -408,11 +414,11 @@ def test_an_upload_that_nobody_reads_ends_with_its_time() -> None:
         await asyncio.Event().wait()
 
     async def play(connection: Connection, peer: Peer) -> None:
-        upload = asyncio.ensure_future(connection.upload(head, chunks([], 1 << 12, 1 << 18), LATER))
+        task = asyncio.ensure_future(upload(connection, head, chunks([], 1 << 12, 1 << 18)))
         while connection._resume is None:
             await asyncio.sleep(0)
         connection.expire(LATER)
-        answer = await upload
+        answer = await task
         assert answer.outcome is Outcome.timeout
         assert 1 << 18 < answer.sent < 1 << 30
 
@@ -426,7 +432,7 @@ def test_an_upload_into_a_connection_that_breaks_was_closed() -> None:
 
     async def play(connection: Connection, peer: Peer) -> None:
         head = b"PUT / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % (1 << 30)
-        answer = await connection.upload(head, chunks([], 1 << 12, 1 << 18), LATER)
+        answer = await upload(connection, head, chunks([], 1 << 12, 1 << 18))
         assert answer.outcome is Outcome.closed
 
     with_server(serve, play)
