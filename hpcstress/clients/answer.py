@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import msgspec
 
 from hpcstress.record import Outcome
 
 
-class Answer(NamedTuple):
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """Hold how one request ended. `end` is in nanoseconds of the monotonic clock; a failure has an end, too."""
 
     outcome: Outcome

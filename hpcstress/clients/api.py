@@ -73,7 +73,7 @@ class Api:
         try:
             return msgspec.json.decode(answer.body, type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise Failed(answer._replace(outcome=Outcome.malformed)) from None
+            raise Failed(msgspec.structs.replace(answer, outcome=Outcome.malformed)) from None
 
     async def get(self, path: str, **query: str) -> Any:
         """Return the JSON that a GET below the API's path answers."""

@@ -196,7 +196,7 @@ class Connection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             sound = False
         if reader.end:
-            self._finish(reader, len(data), sound)
+            self._finish(reader, data, sound)
             return
         reader.put_aside(data, self._keep, self._sink)
         # Chunked framing counts as head: at most a few bytes for each byte of the body.
@@ -214,7 +214,7 @@ class Connection(asyncio.Protocol):
         reader = self._reader
         if error is None and reader is not None and reader.ends_with_connection():
             reader.on_message_complete()
-            self._finish(reader, 0, sound=True)
+            self._finish(reader, b"", sound=True)
         else:
             self._fail(Outcome.closed)
 
@@ -229,26 +229,25 @@ class Connection(asyncio.Protocol):
 
     # How a request ends.
 
-    def _finish(self, reader: _Reader, newest: int, sound: bool) -> None:
-        end, status, reusable = reader.end, reader.status, reader.reusable
-        received = reader.received + newest
+    def _finish(self, reader: _Reader, packet: bytes, sound: bool) -> None:
         body = b"".join(reader.kept + reader.fresh)
-        waiter, self._waiter = self._waiter, None
-        self._reader = None
-        reader.release(sound)
-        if not sound:
-            self.abandon()
-        elif not reusable:
-            self._open = False
-            if self._transport is not None:
-                self._transport.close()
         if self._sink is not None:
             self._sink(body)
             body = b""
+        body, status = body[: self._keep], reader.status
+        outcome = _OK if status == 200 else outcome_of(status, body)
+        answer = Answer(outcome, status, reader.end, self._sent, reader.received + len(packet), body)
+        if not sound:
+            self.abandon()
+        elif not reader.reusable:
+            self._open = False
+            if self._transport is not None:
+                self._transport.close()
+        reader.release(sound)
+        waiter = self._waiter
+        self._reader = self._waiter = None
         if waiter is not None and not waiter.done():
-            body = body[: self._keep]
-            outcome = _OK if status == 200 else outcome_of(status, body)
-            waiter.set_result(Answer(outcome, status, end, self._sent, received, body))
+            waiter.set_result(answer)
 
     def _fail(self, outcome: Outcome) -> None:
         body, received = b"", 0

@@ -116,7 +116,9 @@ class Wire:
         self.create = post("POST", f"{API}/runs/create") + _JSON.encode()
         self.log_batch = post("POST", f"{API}/runs/log-batch") + _JSON.encode()
         self.update = post("POST", f"{API}/runs/update") + _JSON.encode()
-        self.get = target.head("GET", f"{API}/runs/get?run_uuid=RUN_ID&run_id=RUN_ID") + b"\r\n"
+        get = target.head("GET", f"{API}/runs/get?run_uuid=RUN_ID&run_id=RUN_ID") + b"\r\n"
+        # What stands between the names of the run.
+        self.get = get.split(b"RUN_ID")
 
     def client(self, run: int, due: int) -> WireClient:
         """Return the client of one run that is due at an instant of the local monotonic clock (nanoseconds)."""
@@ -173,7 +175,7 @@ class WireClient(Client):
         elif operation is Operation.log_metrics:
             head, body = wire.log_batch, log_metrics_body(self._run_id, payload)
         elif operation is Operation.get_run:
-            return wire.get.replace(b"RUN_ID", self._run_id.encode())
+            return self._run_id.encode().join(wire.get)
         elif operation is _LOG_ARTIFACT:
             return self._encode_upload(payload)
         elif operation is _CREATE_RUN:
@@ -199,9 +201,9 @@ class WireClient(Client):
         try:
             info = _decode_run(answer.body).run.info
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return answer._replace(outcome=Outcome.malformed)
+            return msgspec.structs.replace(answer, outcome=Outcome.malformed)
         if not _ID.fullmatch(info.run_id):
-            return answer._replace(outcome=Outcome.malformed)
+            return msgspec.structs.replace(answer, outcome=Outcome.malformed)
         self._run_id = info.run_id
         self._artifacts = artifact_path(info.artifact_uri)
         return answer
@@ -234,9 +236,21 @@ class WireClient(Client):
         return connection
 
     def _record(self, operation: Operation, start: int, answer: Answer) -> None:
-        outcome, status, end, sent, received, _ = answer
-        self._wire.append(self._due, start, end, sent, received, self._run, self._seq, status, 1, outcome, operation)
-        self._seq += 1
+        end, seq = answer.end, self._seq
+        self._wire.append(
+            self._due,
+            start,
+            end,
+            answer.sent,
+            answer.received,
+            self._run,
+            seq,
+            answer.status,
+            1,
+            answer.outcome,
+            operation,
+        )
+        self._seq = seq + 1
         self._due = end
 
     def _forget(self) -> None:
