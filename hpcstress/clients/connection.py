@@ -104,7 +104,6 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_keep",
         "_loop",
-        "_open",
         "_reader",
         "_resume",
         "_sent",
@@ -112,6 +111,7 @@ class Connection(asyncio.Protocol):
         "_transport",
         "_waiter",
         "deadline",
+        "usable",
     )
 
     def __init__(self) -> None:
@@ -119,13 +119,9 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[Answer] | None = None
         self._resume: asyncio.Future[None] | None = None
-        self._open = False
+        # Whether a further request can go out on this connection.
+        self.usable = False
         self.deadline = 0
-
-    @property
-    def usable(self) -> bool:
-        """Tell whether a further request can go out on this connection."""
-        return self._open
 
     # What the caller does.
 
@@ -170,7 +166,7 @@ class Connection(asyncio.Protocol):
 
     def abandon(self) -> None:
         """Close at once, without waiting for what is still to be sent."""
-        self._open = False
+        self.usable = False
         if self._transport is not None:
             self._transport.abort()
 
@@ -180,7 +176,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_WRITE_AHEAD)
         self._loop = asyncio.get_running_loop()
-        self._open = True
+        self.usable = True
 
     def data_received(self, data: bytes) -> None:
         if self._waiter is None:
@@ -205,10 +201,10 @@ class Connection(asyncio.Protocol):
             self.abandon()
 
     def eof_received(self) -> None:
-        self._open = False
+        self.usable = False
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._open = False
+        self.usable = False
         self._transport = None
         self.resume_writing()
         reader = self._reader
@@ -240,7 +236,7 @@ class Connection(asyncio.Protocol):
         if not sound:
             self.abandon()
         elif not reader.reusable:
-            self._open = False
+            self.usable = False
             if self._transport is not None:
                 self._transport.close()
         reader.release(sound)
