@@ -35,6 +35,8 @@ _BYTES = "Content-Type: application/octet-stream\r\nContent-Length: "
 _OK = Outcome.ok
 _CREATE_RUN = Operation.create_run
 _LOG_PARAMS = Operation.log_params
+_LOG_METRICS = Operation.log_metrics
+_GET_RUN = Operation.get_run
 _LOG_ARTIFACT = Operation.log_artifact
 # What the generator's own machine has run out of is no failure of the server.
 _OWN_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
@@ -172,9 +174,9 @@ class WireClient(Client):
         wire = self._wire
         if operation is _LOG_PARAMS:
             head, body = wire.log_batch, log_params_body(self._run_id, payload)
-        elif operation is Operation.log_metrics:
+        elif operation is _LOG_METRICS:
             head, body = wire.log_batch, log_metrics_body(self._run_id, payload)
-        elif operation is Operation.get_run:
+        elif operation is _GET_RUN:
             return self._run_id.encode().join(wire.get)
         elif operation is _LOG_ARTIFACT:
             return self._encode_upload(payload)
@@ -188,9 +190,7 @@ class WireClient(Client):
     def _encode_upload(self, artifact: Artifact) -> bytes:
         if self._artifacts is None:
             now = monotonic_ns()
-            answer = Answer(
-                Outcome.not_supported, 0, now, 0, 0, b"this server leaves artifacts to its clients"
-            )
+            answer = Answer(Outcome.not_supported, 0, now, 0, 0, b"this server leaves artifacts to its clients")
             self._record(_LOG_ARTIFACT, now, answer)
             raise Failed(answer)
         head = self._wire.target.head("PUT", f"{self._artifacts}/{quote(artifact.path)}")
