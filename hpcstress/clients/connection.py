@@ -56,7 +56,7 @@ class _Reader:
         if sink is not None:
             sink(body)
         elif self.length < keep:
-            self.kept.append(body[: keep - self.length])
+            self.kept.append(body)
         self.length += len(body)
 
     def release(self, sound: bool) -> None:
@@ -249,7 +249,7 @@ class Connection(asyncio.Protocol):
         body, received = b"", 0
         reader, self._reader = self._reader, None
         if reader is not None:
-            body, received = b"".join(reader.kept), reader.received
+            body, received = b"".join(reader.kept)[: self._keep], reader.received
             reader.release(sound=False)
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import ssl
 import struct
+import tracemalloc
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from itertools import pairwise
 from time import monotonic_ns
 from typing import Any
 
+import httptools
 import pytest
 import trustme
 import uvloop
@@ -107,6 +110,123 @@ def test_an_answer_in_any_pieces_is_the_same_answer(cuts: set[int]) -> None:
     answer = answers(*(CHUNKED[a:b] for a, b in pairwise(edges)))
 
     assert (answer.outcome, answer.body, answer.received) == (Outcome.ok, b"hello world", len(CHUNKED))
+
+
+class Unplugged(asyncio.Transport):
+    """A transport that leads nowhere."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        pass
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def unplugged() -> Connection:
+    connection = Connection()
+    connection.connection_made(Unplugged())
+    return connection
+
+
+@settings(max_examples=60)
+@given(
+    order=st.lists(st.integers(0, 2), min_size=20, max_size=60),
+    sizes=st.lists(st.integers(1, 30), min_size=3, max_size=3),
+)
+def test_answers_that_come_at_the_same_time_do_not_mix(order: list[int], sizes: list[int]) -> None:
+    bodies = [b"%d" % number * 50 for number in range(3)]
+    whole = [b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n" + body for body in bodies]
+
+    async def test() -> None:
+        connections = [unplugged() for _ in whole]
+        waiters = [connection.exchange(REQUEST, LATER) for connection in connections]
+        left = [*whole]
+        for number in [*order, *[0, 1, 2] * 100]:
+            connection, size = connections[number], sizes[number]
+            if left[number]:
+                connection.data_received(left[number][:size])
+                left[number] = left[number][size:]
+            elif waiters[number].done():
+                # The next answer of this connection comes in the middle of the others'.
+                assert waiters[number].result().body == bodies[number]
+                waiters[number] = connection.exchange(REQUEST, LATER)
+                left[number] = whole[number]
+        for waiter, piece, connection in zip(waiters, left, connections, strict=True):
+            if piece:
+                connection.data_received(piece)
+            answer = await waiter
+            assert (answer.outcome, answer.received) == (Outcome.ok, len(whole[0]))
+
+    asyncio.run(test())
+
+
+def parsers() -> int:
+    return sum(isinstance(thing, httptools.HttpResponseParser) for thing in gc.get_objects())
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_connections_that_wait_share_one_parser() -> None:
+    async def test() -> None:
+        before = parsers()
+        connections = [unplugged() for _ in range(50)]
+        for _ in range(3):
+            waiters = [connection.exchange(REQUEST, LATER) for connection in connections]
+            for connection in connections:
+                connection.data_received(OK)
+            assert all(waiter.result().body == b"{}" for waiter in waiters)
+        assert parsers() <= before + 1
+
+    asyncio.run(test())
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize(
+    ("piece", "body"),
+    [(b"SSH-2.0-OpenSSH\r\n", b""), (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf", b"half"), (OK + OK, b"{}")],
+)
+def test_of_an_answer_that_went_wrong_nothing_stays_but_what_it_said(piece: bytes, body: bytes) -> None:
+    async def test() -> None:
+        before = parsers()
+        for _ in range(10):
+            connection = unplugged()
+            waiter = connection.exchange(REQUEST, LATER)
+            connection.data_received(piece)
+            connection.connection_lost(None)
+            assert (await waiter).body == body
+        assert parsers() <= before
+
+    asyncio.run(test())
+
+
+def test_memory_does_not_grow_with_the_answer() -> None:
+    async def test() -> None:
+        connection = unplugged()
+        waiter = connection.exchange(REQUEST, LATER)
+        connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (100 * KEPT_BODY))
+        piece = b"x" * KEPT_BODY
+        tracemalloc.start()
+        for _ in range(100):
+            connection.data_received(piece)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert most < 10 * KEPT_BODY
+        assert len((await waiter).body) == KEPT_BODY
+
+    asyncio.run(test())
 
 
 INTERIM = b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n"
@@ -284,8 +404,8 @@ def test_what_is_kept_of_a_body_is_its_beginning(keep: int, cuts: set[int]) -> N
 def test_a_sink_takes_the_whole_body() -> None:
     async def play(connection: Connection, peer: Peer) -> None:
         taken = bytearray()
-        answer = await connection.exchange(REQUEST, LATER, 0, taken.extend)
-        assert answer.outcome is Outcome.ok
+        answer = await connection.exchange(REQUEST, LATER, sink=taken.extend)
+        assert (answer.outcome, answer.body) == (Outcome.ok, b"")
         assert taken == b"hello world"
 
     with_server(says(CHUNKED), play)
