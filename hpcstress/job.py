@@ -25,7 +25,7 @@ from hpcstress.clients.api import Api
 from hpcstress.clients.dial import Dialer, way_to
 from hpcstress.clients.null import Null
 from hpcstress.clients.wire import Wire
-from hpcstress.clocks import Offset, drift_ppm
+from hpcstress.clocks import drift_ppm
 from hpcstress.content import Content
 from hpcstress.folder import RunFolder
 from hpcstress.journal import Journal
@@ -35,7 +35,7 @@ from hpcstress.prepare import Setup, prepare
 from hpcstress.progress import Beat, Progress
 from hpcstress.ranks import World
 from hpcstress.replay import acknowledged_requests
-from hpcstress.result import TABLES, ResultWriter
+from hpcstress.result import ResultWriter, rank_row
 from hpcstress.schedule import WARMUP, Step, owned, steps, warmup
 from hpcstress.stop import Stop
 from hpcstress.summary import StepSummary
@@ -76,7 +76,7 @@ def run_job(
             if world.rank == 0:
                 books = Books(resources.enter_context(ResultWriter(folder.result, plan.to_toml(), setup.facts)), folder)
             Job(plan, world, setup, journal, dialer, before.offset_ns, books, progress, stop).climb()
-        row = _rank_row(world.rank, header, before, world.offset())
+        row = rank_row(world.rank, header, complete=True, drift_ppm=drift_ppm(before, world.offset()))
         rows = world.collect(row)
         if books is None:
             return world.tell(None)
@@ -91,14 +91,6 @@ def _way_to_the_server(plan: Plan, setup: Setup, environment: Mapping[str, str])
         return None
     # Everybody goes where rank 0 has been, whatever address its own environment holds.
     return asyncio.run(way_to(str(setup.facts["uri"]), setup.environment or environment))
-
-
-def _rank_row(rank: int, header: Mapping[str, object], before: Offset, after: Offset) -> np.ndarray[Any, Any]:
-    row = np.zeros(1, TABLES["ranks"])
-    for name in ("host", "pid", "offset_ns", "error_ns", "import_seconds"):
-        row[name] = header[name]
-    row["rank"], row["drift_ppm"], row["complete"] = rank, drift_ppm(before, after), True
-    return row
 
 
 @dataclass

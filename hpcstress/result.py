@@ -1,7 +1,7 @@
 """The HDF5 file that explains itself years later: write it step by step, read it, refuse what is damaged.
 
     /                  format_version, plan (TOML), facts (JSON), notes (JSON list of sentences), complete
-    /attempts/<column> one 1-D dataset per column of `record.RECORD`, gzip 1 + shuffle
+    /attempts/<column> one 1-D dataset per name in `record.COLUMNS`, gzip 1 + shuffle
     /steps, /ranks, /health, /server, /audit   one 1-D dataset per column of `TABLES`
 
 Journals are what survives a crash; this file is written beside its name and renamed when it is whole.
@@ -9,6 +9,7 @@ Journals are what survives a crash; this file is written beside its name and ren
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -21,6 +22,7 @@ from typing import Any, Self
 import numpy as np
 
 from hpcstress.errors import Refusal
+from hpcstress.lock import hold
 from hpcstress.record import COLUMNS, FORMAT_VERSION, RECORD
 
 Rows = np.ndarray[Any, np.dtype[Any]]
@@ -91,6 +93,18 @@ TABLES: dict[str, np.dtype[Any]] = {
 }
 
 _CHUNK = 65536
+_CURES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room for it")
+_CURES[errno.ENOENT] = "find their folder"
+
+
+def rank_row(rank: int, header: Mapping[str, Any], *, complete: bool, drift_ppm: float = 0.0) -> Rows:
+    """Return a row of the table `ranks` from the header of a rank's journal; what that does not say stays empty."""
+    row = np.zeros(1, TABLES["ranks"])
+    for name in ("host", "pid", "offset_ns", "error_ns", "import_seconds"):
+        if name in header:
+            row[name] = header[name]
+    row["rank"], row["drift_ppm"], row["complete"] = rank, drift_ppm, complete
+    return row
 
 
 class _Disk(io.FileIO):
@@ -131,6 +145,7 @@ class ResultWriter:
             self._disk = _Disk(self._part, "w+")
         except OSError as error:
             raise self._refusal(error) from None
+        hold(self._disk.fileno())
         # Damage is told, and never read as data: since 1.10 HDF5 has checksums for what describes the data, gzip has
         # one for the attempts, Fletcher's is for the tables.
         self._file = h5py.File(self._disk, "w", libver=("v110", "v110"), rdcc_nbytes=1 << 20)
@@ -197,9 +212,10 @@ class ResultWriter:
             raise self._refusal(self._disk.error)
 
     def _refusal(self, error: OSError) -> Refusal:
+        cure = _CURES.get(error.errno or 0, "put that right")
         return Refusal(
             f"The result {self.path} cannot be written: {error.strerror}. The journals hold every row: "
-            "make room for it, then `hpcstress recover DIR`."
+            f"{cure}, then `hpcstress recover DIR`."
         )
 
     def __enter__(self) -> Self:

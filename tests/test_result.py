@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 
 from hpcstress import result as module
 from hpcstress.errors import Refusal
+from hpcstress.lock import held
 from hpcstress.record import COLUMNS, FORMAT_VERSION, RECORD
-from hpcstress.result import TABLES, Result, ResultWriter
+from hpcstress.result import TABLES, Result, ResultWriter, rank_row
 from tests.disk import full_beyond
 
 PLAN = 'experiment = "größer"\n'
@@ -210,7 +212,9 @@ def test_a_disk_that_fills_up_is_refused_and_nothing_is_left(tmp_path: Path, siz
                 writer.append(made_rows(65_536, seed))
             writer.finish(made_tables(), NOTES, True)
 
-    with pytest.raises(Refusal, match=r"result\.h5 cannot be written: File too large\. .*`hpcstress recover DIR`"):
+    with pytest.raises(
+        Refusal, match=r"cannot be written: File too large\. .* make room for it, then `hpcstress recover"
+    ):
         fill()
     assert not list(tmp_path.iterdir())
 
@@ -238,6 +242,43 @@ def test_two_who_write_the_same_result_do_not_write_into_each_others_file(tmp_pa
         writer.finish({}, [], True)
     with Result(path) as result:
         assert same(result, rows)
+
+
+def test_a_result_is_held_while_it_is_written(tmp_path: Path) -> None:
+    with ResultWriter(tmp_path / "result.h5", PLAN, FACTS) as writer:
+        [part] = tmp_path.iterdir()
+        assert held(part)
+        writer.append(made_rows(10))
+        writer.finish({}, [], True)
+    assert not held(tmp_path / "result.h5")
+
+
+def test_a_result_whose_folder_is_gone_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    folder = tmp_path / "job"
+    folder.mkdir()
+
+    def write_into_nothing() -> None:
+        with ResultWriter(folder / "result.h5", PLAN, FACTS) as writer:
+            writer.append(made_rows(100))
+            shutil.rmtree(folder)
+            writer.finish(made_tables(), NOTES, True)
+
+    with pytest.raises(Refusal, match=r"cannot be written: No such file or directory\. .* find their folder, then"):
+        write_into_nothing()
+
+
+# The rows of its tables.
+
+
+def test_a_rank_is_told_by_the_header_of_its_journal() -> None:
+    header = {"host": "node-1", "pid": 7, "offset_ns": -5, "error_ns": 3, "import_seconds": 0.5, "ranks": 9}
+    row = rank_row(2, header, complete=True, drift_ppm=1.5)
+    assert row.dtype == TABLES["ranks"]
+    assert row.tolist() == [(2, b"node-1", 7, -5, 3, 1.5, 0.5, True)]
+
+
+def test_what_a_header_does_not_say_stays_empty() -> None:
+    assert rank_row(2, {"pid": 7}, complete=False).tolist() == [(2, b"", 7, 0, 0, 0.0, 0.0, False)]
 
 
 # What is refused.
