@@ -69,7 +69,7 @@ PlanName = Annotated[
 Output = Annotated[
     Path | None,
     Parameter(
-        help="The folder to write to; results/<time>-<workload> by default, an existing job is never overwritten.",
+        help="The folder to write to; results/<time>-<workload>-<id> by default, an existing job is never overwritten.",
         group=_GROUPS["Output"],
     ),
 ]
@@ -99,7 +99,7 @@ def run(
     """Run a plan: climb its ladder, read the server back, write the result and the report."""
     if dry_run:
         return _show_plan(_resolve(plan, options))
-    from hpcstress.folder import RunFolder
+    from hpcstress.folder import RunFolder, default_path
     from hpcstress.job import run_job
     from hpcstress.progress import Progress, Shown
     from hpcstress.ranks import world
@@ -108,8 +108,7 @@ def run(
     with world() as ranks:
         # Rank 0 reads it for all: a rank that refused alone, before it has joined, would leave the others waiting.
         resolved = ranks.only_first(lambda: _resolve(plan, options))
-        default = Path("results") / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{resolved.workload}"
-        folder = RunFolder(ranks.tell(output or default))
+        folder = RunFolder(ranks.tell(output or default_path(resolved.workload, time.time())))
         progress = Shown() if ranks.rank == 0 else Progress()
         code = run_job(resolved, ranks, folder, os.environ, progress, import_seconds)
         # The others wait asleep: in MPI's own end they would burn the cores that draw the report.

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hpcstress.errors import Refusal
 
 _SPARE_BYTES = 64 << 20
+
+
+def default_path(workload: str, now: float) -> Path:
+    """Return a new name for the folder of a job that starts `now`, in seconds since 1970."""
+    # The jobs of an array start in the same second.
+    return Path("results") / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{workload}-{secrets.token_hex(4)}"
 
 
 class RunFolder:
@@ -24,23 +34,41 @@ class RunFolder:
         self.journals = path / "journals"
         self.result = path / "result.h5"
         self.report = path / "report"
+        self._made: list[Path] = []
 
     def journal(self, rank: int) -> Path:
         """Return the path of a rank's journal."""
         return self.journals / f"rank-{rank:06d}.rows"
 
-    def journal_files(self) -> list[Path]:
-        """Return the journals that are there, in the order of the ranks."""
-        return sorted(self.journals.glob("rank-*.rows"))
+    def journal_files(self) -> dict[int, Path]:
+        """Return the journals that are there by rank, in the order of the ranks."""
+        names = [re.fullmatch("rank-([0-9]+)[.]rows", path.name) for path in self.journals.glob("rank-*.rows")]
+        ranks = sorted(int(name[1]) for name in names if name)
+        return {rank: self.journal(rank) for rank in ranks if self.journal(rank).exists()}
 
     def create(self, bytes_needed: int) -> None:
         """Make the folder; refuse one that holds a job already, cannot be written, or has no room for the rows."""
+        self._made = []
+        try:
+            self._take(bytes_needed + _SPARE_BYTES)
+        except BaseException:
+            self.remove()
+            raise
+
+    def _take(self, bytes_needed: int) -> None:
         try:
             if any(path.exists() for path in (self.plan, self.log, self.result, self.report)):
                 raise FileExistsError
-            self.journals.mkdir(parents=True)
+            for folder in reversed([path for path in (self.path, *self.path.parents) if not path.exists()]):
+                # Somebody else may make it at the same time.
+                with suppress(FileExistsError):
+                    folder.mkdir()
+                    self._made.append(folder)
+            self.journals.mkdir()
+            self._made.append(self.journals)
             with self.plan.open("x"):
-                pass
+                self._made.append(self.plan)
+            free = shutil.disk_usage(self.path).free
         except FileExistsError:
             raise Refusal(
                 f"{self.path} already holds a job, which is never overwritten: choose another --output, or remove it."
@@ -49,13 +77,18 @@ class RunFolder:
             raise Refusal(
                 f"The output folder {self.path} cannot be written ({error.strerror}): choose another --output."
             ) from None
-        free = shutil.disk_usage(self.path).free
-        if free < bytes_needed + _SPARE_BYTES:
-            self.remove()
+        if free < bytes_needed:
             raise Refusal(
-                f"The disk of {self.path} has {free >> 20} MiB left, the job writes up to {bytes_needed >> 20} MiB: "
-                "choose another --output, or make room."
+                f"The disk of {self.path} has {free >> 20} MiB left, the job needs {-(-bytes_needed >> 20)} MiB, "
+                f"{_SPARE_BYTES >> 20} of them to spare: choose another --output, or make room."
             )
+
+    def write_plan(self, text: str) -> None:
+        """Write the plan into the place that `create` has taken."""
+        try:
+            self.plan.write_text(text, "utf-8")
+        except OSError as error:
+            raise Refusal(f"The plan {self.plan} cannot be written: {error.strerror}.") from None
 
     def note(self, event: str, **facts: object) -> None:
         """Add a line to the log of the job."""
@@ -64,10 +97,14 @@ class RunFolder:
             with self.log.open("a") as log:
                 log.write(line)
         except OSError as error:
-            raise Refusal(f"The log {self.log} cannot be written: {error.strerror}.") from None
+            cure = "find their folder" if isinstance(error, FileNotFoundError) else "put that right"
+            raise Refusal(
+                f"The log {self.log} cannot be written: {error.strerror}. The journals hold every row: "
+                f"{cure}, then `hpcstress recover DIR`."
+            ) from None
 
-    def events(self) -> Iterator[Mapping[str, Any]]:
-        """Yield the lines of the log; one that was cut off ends it."""
+    def events(self, skipped: Callable[[str], object] = lambda _: None) -> Iterator[dict[str, Any]]:
+        """Yield the lines of the log that are events; what is none, such as a line that was cut off, is `skipped`."""
         try:
             lines = self.log.read_text("utf-8", "replace").splitlines()
         except OSError:
@@ -75,26 +112,39 @@ class RunFolder:
         for line in lines:
             try:
                 event = json.loads(line)
-            except ValueError:
-                return
+            except (ValueError, RecursionError):
+                event = None
             if isinstance(event, dict) and "event" in event:
                 yield event
+            else:
+                skipped(line)
+
+    def unfinished(self) -> list[Path]:
+        """Return what a job that runs, or was killed, has written of its result."""
+        return [*self.path.glob(f"{self.result.name}.*.part")]
 
     def remove_unfinished(self) -> None:
         """Remove what a killed job had written of its result: its journals held more."""
-        for part in self.path.glob(f"{self.result.name}.*.part"):
+        for part in self.unfinished():
             part.unlink()
 
     def remove_journals(self) -> None:
         """Remove the journals: a whole result holds everything in them."""
-        shutil.rmtree(self.journals)
+        # Where that fails, the result is whole all the same.
+        with suppress(OSError):
+            for path in self.journal_files().values():
+                path.unlink()
+            self.journals.rmdir()
 
     def remove(self) -> None:
-        """Remove what `create` has made; somebody's other files in the folder stay."""
-        shutil.rmtree(self.journals)
-        self.plan.unlink()
-        if not any(self.path.iterdir()):
-            self.path.rmdir()
+        """Remove what `create` has made; folders that were there before stay, and so do somebody's other files."""
+        while self._made:
+            path = self._made.pop()
+            with suppress(OSError):
+                if path == self.plan:
+                    path.unlink()
+                else:
+                    path.rmdir()
 
 
 def open_files_limit() -> int:

@@ -68,7 +68,7 @@ def prepare(
         folder.remove()
         raise
     setup.facts |= _facts(world, environment)
-    folder.plan.write_text(plan.to_toml(), "utf-8")
+    folder.write_plan(plan.to_toml())
     folder.note("job", facts=setup.facts)
     progress.say(f"Everything goes to {folder.path}")
     return setup

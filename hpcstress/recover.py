@@ -34,7 +34,7 @@ def recover(folder: RunFolder) -> list[str]:
     notes, ranks = [], []
     size = max(int(facts.get("ranks", 1)), len(files))
     with ResultWriter(folder.result, plan, facts) as writer:
-        for path in files:
+        for path in files.values():
             try:
                 journal = JournalFile(path)
             except Refusal as refusal:

@@ -229,7 +229,7 @@ def test_a_job_that_goes_well_ends_with_0_and_says_where_its_result_is(
         assert len(server.load()) == 21
     assert code == 0
     [folder] = Path("results").iterdir()
-    assert re.fullmatch(r"\d{8}-\d{6}-parallel-runs", folder.name)
+    assert re.fullmatch(r"\d{8}-\d{6}-parallel-runs-[0-9a-f]{8}", folder.name)
     assert told == (
         f"The result is {folder}/result.h5. No report: analysis.report is missing, "
         "`pip install 'hpcstress[analysis]'`.\n"

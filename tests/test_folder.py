@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import re
 import resource
 import shutil
 import subprocess
@@ -11,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from hpcstress.errors import Refusal
-from hpcstress.folder import RunFolder, open_files_limit
+from hpcstress.folder import RunFolder, default_path, open_files_limit
 from tests.disk import full_beyond
 
 MIB = 1 << 20
@@ -33,7 +35,7 @@ def test_a_folder_is_made_with_its_parents_and_room_for_the_journals(folder: Run
     folder.create(1000)
     assert folder.journals.is_dir()
     assert folder.plan.read_text() == ""
-    assert folder.journal_files() == []
+    assert folder.journal_files() == {}
 
 
 def test_a_folder_that_holds_something_else_is_taken_and_nothing_in_it_is_touched(tmp_path: Path) -> None:
@@ -50,11 +52,22 @@ def test_every_file_has_its_name(folder: RunFolder) -> None:
 
 def test_journals_are_listed_in_the_order_of_the_ranks(folder: RunFolder) -> None:
     folder.create(0)
-    ranks = [11, 2, 100_000, 0]
+    ranks = [11, 2, 1_000_000, 999_999, 0]
     for rank in ranks:
         folder.journal(rank).touch()
-    (folder.journals / "notes.txt").touch()
-    assert folder.journal_files() == [folder.journal(rank) for rank in sorted(ranks)]
+    for name in ("notes.txt", "rank-7.rows", "rank-000007 (copy).rows", "rank-.rows", "rank-000007.rows.gz"):
+        (folder.journals / name).touch()
+    assert [*folder.journal_files().items()] == [(rank, folder.journal(rank)) for rank in sorted(ranks)]
+
+
+def test_the_default_name_says_when_what_was_played(tmp_path: Path) -> None:
+    path = default_path("parallel-runs", 1_700_000_000.9)
+    assert path.parent == Path("results")
+    assert re.fullmatch(r"20231114-221320-parallel-runs-[0-9a-f]{8}", path.name)
+
+
+def test_jobs_that_start_in_the_same_second_have_folders_of_their_own() -> None:
+    assert len({default_path("parallel-runs", 1.7e9) for _ in range(100)}) == 100
 
 
 # What is never overwritten.
@@ -92,6 +105,9 @@ def test_a_place_that_cannot_be_written_is_refused_with_the_reason(tmp_path: Pat
         RunFolder(tmp_path / "file").create(0)
     with pytest.raises(Refusal, match=r"cannot be written \(File name too long\)"):
         RunFolder(tmp_path / ("x" * 300)).create(0)
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(Refusal, match=r"link cannot be written \(No such file or directory\)"):
+        RunFolder(tmp_path / "link").create(0)
 
 
 @pytest.mark.parametrize(("free", "enough"), [(164 * MIB, True), (164 * MIB - 1, False), (0, False)])
@@ -103,9 +119,26 @@ def test_a_disk_has_to_hold_the_rows_and_something_to_spare(
         folder.create(100 * MIB)
         assert folder.plan.exists()
     else:
-        with pytest.raises(Refusal, match=rf"has {free >> 20} MiB left, the job writes up to 100 MiB: choose another"):
+        sentence = rf"has {free >> 20} MiB left, the job needs 164 MiB, 64 of them to spare: choose another"
+        with pytest.raises(Refusal, match=sentence):
             folder.create(100 * MIB)
-        assert not folder.path.exists()
+        assert not folder.path.parent.exists()
+
+
+def test_what_is_needed_is_never_said_to_be_what_is_left(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=164 * MIB))
+    with pytest.raises(Refusal, match="has 164 MiB left, the job needs 165 MiB"):
+        folder.create(100 * MIB + 1)
+
+
+def test_a_disk_that_cannot_be_asked_is_refused(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Path) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(shutil, "disk_usage", fail)
+    with pytest.raises(Refusal, match=r"cannot be written \(Stale file handle\): choose another"):
+        folder.create(0)
+    assert not folder.path.parent.exists()
 
 
 def test_a_refusal_for_lack_of_room_takes_nothing_of_somebody_elses_with_it(
@@ -119,13 +152,62 @@ def test_a_refusal_for_lack_of_room_takes_nothing_of_somebody_elses_with_it(
     assert not (tmp_path / "journals").exists()
 
 
+def test_a_refusal_leaves_no_folder_behind_that_was_not_there_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    for path in ("a/b/c", "mine/b/c", "mine"):
+        with pytest.raises(Refusal):
+            RunFolder(tmp_path / path).create(1)
+        # The folder of the user stays, although it is empty.
+        assert [*tmp_path.rglob("*")] == [tmp_path / "mine"]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Refusal):
+        RunFolder(Path("results/x")).create(1)
+    assert [*tmp_path.rglob("*")] == [tmp_path / "mine"]
+
+
+def test_a_folder_that_cannot_be_made_to_its_end_is_not_left_half_made(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="File name too long"):
+        RunFolder(tmp_path / "results" / ("x" * 300)).create(0)
+    assert not [*tmp_path.iterdir()]
+
+
 # What is removed.
+
+
+@pytest.mark.parametrize("place", ["thesis.tex", "job/thesis.tex", "job/journals/thesis.tex"])
+def test_what_others_have_put_next_to_what_was_made_stays(tmp_path: Path, place: str) -> None:
+    folder = RunFolder(tmp_path / "results" / "job")
+    folder.create(0)
+    (tmp_path / "results" / place).write_text("years")
+    folder.remove()
+    assert content(tmp_path) == {f"results/{place}": b"years"}
+
+
+def test_what_is_gone_already_needs_no_removal(folder: RunFolder) -> None:
+    folder.create(0)
+    shutil.rmtree(folder.path)
+    folder.remove()
+    assert not folder.path.parent.exists()
+
+
+def test_a_folder_that_was_refused_is_not_removed_by_whoever_was_refused(folder: RunFolder) -> None:
+    folder.create(0)
+    again = RunFolder(folder.path)
+    for refused in (folder, again):
+        with pytest.raises(Refusal):
+            refused.create(0)
+        refused.remove()
+        assert folder.plan.exists()
+        assert folder.journals.is_dir()
 
 
 def test_of_a_job_that_has_not_begun_nothing_is_left(folder: RunFolder) -> None:
     folder.create(0)
     folder.remove()
-    assert not folder.path.exists()
+    assert not folder.path.parent.exists()
     folder.create(0)
 
 
@@ -143,6 +225,20 @@ def test_journals_go_and_everything_else_stays(folder: RunFolder) -> None:
     folder.journal(0).touch()
     folder.remove_journals()
     assert [path.name for path in folder.path.iterdir()] == ["plan.toml"]
+
+
+def test_files_of_others_between_the_journals_stay(folder: RunFolder) -> None:
+    folder.create(0)
+    folder.journal(0).touch()
+    (folder.journals / "thesis.tex").write_text("years")
+    folder.remove_journals()
+    assert content(folder.journals) == {"thesis.tex": b"years"}
+
+
+def test_journals_that_are_gone_need_no_removal(folder: RunFolder) -> None:
+    folder.create(0)
+    shutil.rmtree(folder.path)
+    folder.remove_journals()
 
 
 def test_a_result_goes_only_if_it_was_never_finished(folder: RunFolder) -> None:
@@ -176,17 +272,20 @@ def test_a_log_that_was_cut_off_ends_before_the_cut(folder: RunFolder) -> None:
     for cut in range(whole, len(data) - 1):
         folder.log.write_bytes(data[:cut])
         assert [event["event"] for event in folder.events()] == ["job"]
-    folder.log.write_bytes(data[:whole] + b"\xff\xfe\n" + data[whole:])
-    assert [event["event"] for event in folder.events()] == ["job"]
 
 
-def test_lines_that_are_no_events_are_passed_over(folder: RunFolder) -> None:
+@pytest.mark.parametrize(
+    "line", [b"3", b'"text"', b"[]", b"{}", b"null", b"\xff\xfe", b"", b'{"event": "st', b"[" * 100_000, b"9" * 5000]
+)
+def test_lines_that_are_no_events_are_passed_over_and_counted(folder: RunFolder, line: bytes) -> None:
     folder.create(0)
     folder.note("job", facts={})
-    with folder.log.open("a") as log:
-        log.write('3\n"text"\n[]\n{}\nnull\n')
+    with folder.log.open("ab") as log:
+        log.write(line + b"\n")
     folder.note("step", number=0)
-    assert [event["event"] for event in folder.events()] == ["job", "step"]
+    skipped: list[str] = []
+    assert [event["event"] for event in folder.events(skipped.append)] == ["job", "step"]
+    assert skipped == [line.decode("utf-8", "replace")]
 
 
 def test_without_a_log_there_are_no_events(folder: RunFolder) -> None:
@@ -197,6 +296,15 @@ def test_a_log_that_cannot_be_written_is_refused_with_the_reason(folder: RunFold
     folder.create(0)
     with full_beyond(10), pytest.raises(Refusal, match=r"log\.jsonl cannot be written: File too large\."):
         folder.note("job", facts={})
+
+
+def test_a_log_whose_folder_is_gone_is_refused_with_what_to_do(folder: RunFolder) -> None:
+    folder.create(0)
+    shutil.rmtree(folder.path)
+    with pytest.raises(Refusal, match=r"cannot be written: No such file or directory\. .* find their folder, then"):
+        folder.note("job", facts={})
+    with pytest.raises(Refusal, match=r"plan\.toml cannot be written: No such file or directory\."):
+        folder.write_plan("")
 
 
 # Open files.

@@ -189,10 +189,10 @@ def test_a_folder_without_a_journal_is_refused(folder: RunFolder) -> None:
 
 def test_the_journals_stay_and_what_a_killed_job_had_begun_to_write_goes(folder: RunFolder) -> None:
     play(folder, [0, 1, 2])
-    before = {path: path.read_bytes() for path in folder.journal_files()}
+    before = {path: path.read_bytes() for path in folder.journal_files().values()}
     folder.result.with_name("result.h5.4711.part").write_bytes(b"half a result")
     recover(folder)
-    assert {path: path.read_bytes() for path in folder.journal_files()} == before
+    assert {path: path.read_bytes() for path in folder.journal_files().values()} == before
     assert sorted(path.name for path in folder.path.iterdir()) == ["journals", "log.jsonl", "plan.toml", "result.h5"]
 
 
