@@ -51,7 +51,7 @@ def play(uri: str, workload: str, runs: int, seconds: float, artifact_size: int 
         journal = Path(folder, "journal")
         words = (uri, journal, workload, runs, seconds, artifact_size)
         used = use(GENERATOR, sys.executable, "-m", "benchmarks.rank", *map(str, words), environment={"HOME": folder})
-        rows = np.concatenate([np.zeros(0, RECORD), *JournalFile(journal).rows()])
+        rows = np.concatenate([np.zeros(0, RECORD), *JournalFile(journal, 0).rows()])
     told = json.loads(used.output)
     rows = rows[(rows["op"] != Operation.connect) & (rows["outcome"] != Outcome.interrupted)]
     if told["failed"] or np.any(rows["outcome"] != Outcome.ok):

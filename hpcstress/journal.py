@@ -1,8 +1,9 @@
 """A rank's append-only file of rows: whatever `append` has returned from survives `kill -9`.
 
 The rows are stored into pages that the kernel shares with the file, so that no row costs a system call and none is
-lost with the process. A file is one page of header (JSON, padded with spaces) and then rows of `record.ROW`; what is
-reserved but not yet written is zero. A last row whose operation is `end` says that the rank came to its end.
+lost with the process. A file is one page of header (JSON, padded with spaces, and its CRC-32) and then rows of
+`record.ROW`; what is reserved but not yet written is zero. A last row whose operation is `end` says that the rank came
+to its end. While the rank lives, it holds the file's lock.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from zlib import crc32
 
 import numpy as np
 
 from hpcstress.errors import Refusal
-from hpcstress.record import FORMAT_VERSION, RECORD, ROW, Operation, Outcome
+from hpcstress.lock import hold
+from hpcstress.record import FIELDS, FORMAT_VERSION, RECORD, ROW, Operation, Outcome
 
 HEADER_SIZE = 4096
+_CHECK_SIZE = 4
 _WINDOW = 1 << 20
 _ROWS_READ_AT_ONCE = 1 << 16
 
@@ -30,8 +34,10 @@ class Journal:
 
     def __init__(self, path: Path, rank: int, header: Mapping[str, object]) -> None:
         text = json.dumps({"format_version": FORMAT_VERSION, "rank": rank, **header}).encode()
-        if len(text) > HEADER_SIZE:
-            raise Refusal(f"The header of {path} is longer than {HEADER_SIZE} bytes: shorten the host's name.")
+        room = HEADER_SIZE - _CHECK_SIZE
+        if len(text) > room:
+            raise Refusal(f"The header of {path} is longer than {room} bytes: shorten the host's name.")
+        page = text.ljust(room)
         self.path = path
         self.rank = rank
         self.length = 0
@@ -39,7 +45,8 @@ class Journal:
         self._origin = 0
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-            os.write(self._file, text.ljust(HEADER_SIZE))
+            hold(self._file)
+            os.write(self._file, page + crc32(page).to_bytes(_CHECK_SIZE, "little"))
         except OSError as error:
             raise Refusal(f"The journal {path} cannot be written: {error.strerror}.") from None
         self._map(HEADER_SIZE)
@@ -74,9 +81,7 @@ class Journal:
     ) -> None:
         """Store one attempt; times are nanoseconds of the local monotonic clock."""
         origin = self._origin
-        ROW.pack_into(
-            self._window,
-            self._position,
+        fields = FIELDS.pack(
             due - origin,
             start - origin,
             end - origin,
@@ -91,6 +96,7 @@ class Journal:
             outcome,
             op,
         )
+        ROW.pack_into(self._window, self._position, fields, crc32(fields))
         self._position += ROW.size
         self.length += 1
         if self._position == _WINDOW:
@@ -99,12 +105,15 @@ class Journal:
 
     def rows(self, start: int = 0) -> Iterator[np.ndarray[Any, np.dtype[Any]]]:
         """Yield the rows from number `start` on, in pieces of bounded size."""
-        with self.path.open("rb") as file:
-            while start < self.length:
-                count = min(_ROWS_READ_AT_ONCE, self.length - start)
-                file.seek(HEADER_SIZE + start * ROW.size)
-                yield np.frombuffer(file.read(count * ROW.size), RECORD)
-                start += count
+        # Through the journal's own file: somebody may have moved the folder away.
+        while start < self.length:
+            count = min(_ROWS_READ_AT_ONCE, self.length - start)
+            try:
+                data = os.pread(self._file, count * ROW.size, HEADER_SIZE + start * ROW.size)
+            except OSError as error:
+                raise Refusal(f"The journal {self.path} cannot be read: {error.strerror}.") from None
+            yield np.frombuffer(data, RECORD)
+            start += count
 
     def close(self) -> None:
         """Mark the journal as whole and give back what was reserved."""
@@ -129,47 +138,70 @@ class Journal:
 
 
 class JournalFile:
-    """Read a journal that a rank left, whole or cut off anywhere."""
+    """Read the journal that a rank left: whole, cut off or damaged anywhere. Its name says which rank."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, rank: int) -> None:
         self.path = path
+        self.rank = rank
+        self.complete = False
+        self._damaged = 0
+        self._unread = ""
         try:
             with path.open("rb") as file:
-                head = file.read(HEADER_SIZE)
-                size = os.fstat(file.fileno()).st_size
+                page = file.read(HEADER_SIZE)
         except OSError as error:
             raise Refusal(f"The journal {path} cannot be read: {error.strerror}.") from None
-        try:
-            self.header: dict[str, Any] = json.loads(head)
-            version = int(self.header["format_version"])
-            self.rank = int(self.header["rank"])
-        except (ValueError, KeyError, TypeError):
-            raise Refusal(
-                f"{path} is no journal, or was cut off within its header: no row can be read from it."
-            ) from None
+        text, check = page[:-_CHECK_SIZE], page[-_CHECK_SIZE:]
+        self._header_is_whole = len(page) == HEADER_SIZE and crc32(text) == int.from_bytes(check, "little")
+        self.header: dict[str, Any] = json.loads(text) if self._header_is_whole else {}
+        version, owner = self.header.get("format_version", FORMAT_VERSION), self.header.get("rank", rank)
         if version > FORMAT_VERSION:
             raise Refusal(
                 f"{path} has format {version}, this hpcstress reads up to {FORMAT_VERSION}: install a newer hpcstress."
             )
-        # A piece of a row at the end is what a full disk or a cut-off copy leaves.
-        self._reserved = max(0, size - HEADER_SIZE) // ROW.size
-        self.complete = False
+        if owner != rank:
+            raise Refusal(f"{path} is the journal of rank {owner}: give it that rank's name, and recover again.")
 
     def rows(self) -> Iterator[np.ndarray[Any, np.dtype[Any]]]:
-        """Yield every completed row in pieces of bounded size; `complete` is known when all have been read."""
-        with self.path.open("rb") as file:
-            file.seek(HEADER_SIZE)
-            left = self._reserved
-            while left:
-                count = min(_ROWS_READ_AT_ONCE, left)
-                piece = np.frombuffer(file.read(count * ROW.size), RECORD)
-                left -= count
-                # The first row without an operation was never completed, and nothing comes after it.
-                unwritten = np.flatnonzero(piece["op"] == 0)
-                if len(unwritten):
-                    piece, left = piece[: unwritten[0]], 0
-                if len(piece) and piece["op"][-1] == Operation.end:
-                    self.complete = True
-                    piece = piece[:-1]
-                if len(piece):
-                    yield piece
+        """Yield every undamaged row in pieces of bounded size; `complete` and `damage` are true once all were read."""
+        seen = kept = last = written_after = 0
+        for data in self._pieces():
+            piece = np.frombuffer(data, RECORD)
+            intact = np.fromiter((crc32(fields) == check for fields, check in ROW.iter_unpack(data)), bool, len(piece))
+            # A broken file system may show a part of another rank's journal here.
+            intact &= piece["rank"] == self.rank
+            places, after = np.flatnonzero(intact), 0
+            if len(places):
+                after = int(places[-1]) + 1
+                kept, last, written_after = kept + len(places), seen + after, 0
+                self.complete = bool(piece["op"][places[-1]] == Operation.end)
+            words = np.frombuffer(data, np.uint64).reshape(len(piece), -1)
+            written_after += int(np.count_nonzero(words[after:].any(axis=1)))
+            seen += len(piece)
+            rows = piece[intact & (piece["op"] != Operation.end)]
+            if len(rows):
+                yield rows
+        # Zeros are space that was reserved only where no row comes after them: rows are stored in order.
+        self._damaged = last - kept + written_after
+
+    def _pieces(self) -> Iterator[bytes]:
+        try:
+            with self.path.open("rb") as file:
+                file.seek(HEADER_SIZE)
+                while data := file.read(_ROWS_READ_AT_ONCE * ROW.size):
+                    # A piece of a row at the end is what a full disk or a cut-off copy leaves.
+                    yield data + bytes(-len(data) % ROW.size)
+        except OSError as error:
+            self._unread = str(error.strerror)
+
+    def damage(self) -> list[str]:
+        """Return a sentence for each thing that could not be read."""
+        said = []
+        if not self._header_is_whole:
+            said.append(f"rank {self.rank}: the header of the journal is damaged, its host and clock are unknown.")
+        if self._damaged:
+            rows = "1 damaged row was" if self._damaged == 1 else f"{self._damaged} damaged rows were"
+            said.append(f"rank {self.rank}: {rows} left out.")
+        if self._unread:
+            said.append(f"rank {self.rank}: the journal could not be read to its end: {self._unread}.")
+        return said

@@ -14,7 +14,7 @@ FORMAT_VERSION = 1
 
 
 class Operation(enum.IntEnum):
-    """What an attempt was for. Zero is never an operation: a row whose `op` is zero was never completed."""
+    """What an attempt was for. Zero is never an operation."""
 
     connect = 1
     create_run = 2
@@ -47,8 +47,7 @@ class Outcome(enum.IntEnum):
     interrupted = 13
 
 
-# Little endian; `op` comes last, so that a row with an `op` has all its other fields:
-# a process killed in the middle of a row leaves a zero there.
+# Little endian.
 _LAYOUT = (
     ("due", "q", "<i8"),
     ("start", "q", "<i8"),
@@ -62,10 +61,13 @@ _LAYOUT = (
     ("status", "H", "<u2"),
     ("attempt", "B", "u1"),
     ("outcome", "B", "u1"),
-    ("spare", "7s", "V7"),
     ("op", "B", "u1"),
+    ("spare", "3x", "V3"),
 )
 
-ROW = struct.Struct("<" + "".join(code for name, code, _ in _LAYOUT).replace("7s", "7x"))
-RECORD = np.dtype([(name, kind) for name, _, kind in _LAYOUT])
+# A journal's row is its fields and the CRC-32 of their bytes: a row that is damaged, or was only partly stored, does
+# not carry its own, and neither does one of zeros.
+FIELDS = struct.Struct("<" + "".join(code for _, code, _ in _LAYOUT))
+ROW = struct.Struct(f"<{FIELDS.size}sI")
+RECORD = np.dtype([*((name, kind) for name, _, kind in _LAYOUT), ("check", "<u4")])
 COLUMNS = tuple(name for name, _, _ in _LAYOUT if name != "spare")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import tomllib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -9,9 +13,14 @@ import numpy as np
 from hpcstress.errors import Refusal
 from hpcstress.folder import RunFolder
 from hpcstress.journal import JournalFile
-from hpcstress.result import TABLES, ResultWriter
+from hpcstress.lock import held
+from hpcstress.result import TABLES, ResultWriter, Rows, rank_row
 from hpcstress.schedule import WARMUP, Step
 from hpcstress.summary import StepSummary
+
+# Seconds since 1970 that a calendar still knows.
+_LATEST = 1e11
+_RANKS_LISTED = 20
 
 
 def recover(folder: RunFolder) -> list[str]:
@@ -23,20 +32,21 @@ def recover(folder: RunFolder) -> list[str]:
         raise Refusal(
             f"There is no journal in {folder.journals}: give the output folder of a job that was interrupted."
         )
-    events = list(folder.events())
-    facts: dict[str, Any] = next((dict(event["facts"]) for event in events if event["event"] == "job"), {})
-    plan = folder.plan.read_text("utf-8") if folder.plan.exists() else ""
-    summaries = {
-        int(event["number"]): StepSummary(Step(event["number"], event["repeat"], event["size"]), event["began"])
-        for event in events
-        if event["event"] == "step"
-    }
-    notes, ranks = [], []
-    size = max(int(facts.get("ranks", 1)), len(files))
-    with ResultWriter(folder.result, plan, facts) as writer:
-        for path in files.values():
+    if any(held(path) for path in (*files.values(), *folder.unfinished())):
+        raise Refusal(
+            f"The job in {folder.path} is still running: wait until it ends, or end it, then recover it. "
+            "If its machine has died, recover a copy of the folder."
+        )
+    plan, notes = _plan(folder)
+    log = _read_log(folder)
+    if log.senseless:
+        notes.append(f"{folder.log}: {_counted(len(log.senseless), 'line makes', 'lines make')} no sense.")
+    summaries, ranks, complete = log.steps, [], set()
+    size = max(int(log.facts.get("ranks", 1)), max(files) + 1)
+    with ResultWriter(folder.result, plan, log.facts) as writer:
+        for rank, path in files.items():
             try:
-                journal = JournalFile(path)
+                journal = JournalFile(path, rank)
             except Refusal as refusal:
                 notes.append(str(refusal))
                 continue
@@ -46,45 +56,92 @@ def recover(folder: RunFolder) -> list[str]:
                 for number in np.unique(rows["step"]).tolist():
                     summary = summaries.setdefault(number, StepSummary(Step(number, 0, 0), 0.0))
                     summary.add(rows[rows["step"] == number])
-            size = max(size, int(journal.header.get("ranks", 1)))
-            ranks.append(_rank_row(journal))
-        complete = {int(row["rank"][0]) for row in ranks if row["complete"][0]}
-        incomplete = [rank for rank in range(size) if rank not in complete]
-        if incomplete:
-            notes.append(f"Recovered from journals. Incomplete ranks: {_listed(incomplete)} of {size}.")
+            notes += journal.damage()
+            if journal.complete:
+                complete.add(rank)
+            if journal.header:
+                size = max(size, int(journal.header.get("ranks", 1)))
+                ranks.append(rank_row(rank, journal.header, complete=journal.complete))
+        if len(complete) < size:
+            notes.append(f"Recovered from journals. Incomplete ranks: {_listed(size, complete)} of {size}.")
         else:
             notes.append("Recovered from journals. Every rank had come to its end; the gathering had not.")
-        audits = [_audit_row(event) for event in events if event["event"] == "audit"]
         tables = {
             "steps": _table("steps", [summaries[number].row() for number in sorted(summaries)]),
             "ranks": _table("ranks", ranks),
-            "audit": _table("audit", audits),
+            "audit": _table("audit", log.audits),
         }
         writer.finish(tables, notes, complete=False)
     folder.remove_unfinished()
     return notes
 
 
-def _table(name: str, rows: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+def _plan(folder: RunFolder) -> tuple[str, list[str]]:
+    try:
+        text = folder.plan.read_text("utf-8")
+        tomllib.loads(text)
+    except FileNotFoundError:
+        return "", []
+    except (OSError, ValueError, RecursionError) as error:
+        return "", [f"{folder.plan} cannot be read ({error}): the result is without it."]
+    return text, []
+
+
+@dataclass
+class _Log:
+    """Hold what the log of a job says, and the lines that say nothing."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    steps: dict[int, StepSummary] = field(default_factory=dict)
+    audits: list[Rows] = field(default_factory=list)
+    senseless: list[object] = field(default_factory=list)
+
+
+def _read_log(folder: RunFolder) -> _Log:
+    log, steps, audits = _Log(), TABLES["steps"], TABLES["audit"]
+    for event in folder.events(log.senseless.append):
+        match event:
+            case {"event": "job", "facts": dict(facts)} if _fits(facts.get("ranks", 1), TABLES["ranks"]["rank"]):
+                log.facts = facts
+            case {"event": "step", "number": number, "repeat": repeat, "size": size, "began": began} if (
+                _fits(number, steps["step"])
+                and number != WARMUP
+                and _fits(repeat, steps["repeat"])
+                and _fits(size, steps["size"])
+                and _fits(began, steps["began"])
+            ):
+                log.steps[number] = StepSummary(Step(number, repeat, size), began)
+            case {"event": "audit"} if all(_fits(event.get(name), audits[name]) for name in audits.names or ()):
+                log.audits.append(_audit_row(event))
+            case {"event": "job" | "step" | "audit"}:
+                log.senseless.append(event)
+    return log
+
+
+def _fits(value: object, kind: np.dtype[Any]) -> bool:
+    """Tell whether a value of the log is a number that a column can hold."""
+    if kind.kind == "f":
+        return type(value) in (int, float) and 0 <= value < _LATEST  # type: ignore[operator]
+    return type(value) is int and 0 <= value <= np.iinfo(kind).max
+
+
+def _table(name: str, rows: list[Rows]) -> Rows:
     return np.concatenate([np.zeros(0, TABLES[name]), *rows])
 
 
-def _rank_row(journal: JournalFile) -> np.ndarray[Any, Any]:
-    row = np.zeros(1, TABLES["ranks"])
-    for name in ("host", "pid", "offset_ns", "error_ns", "import_seconds"):
-        if name in journal.header:
-            row[name] = journal.header[name]
-    row["rank"], row["complete"] = journal.rank, journal.complete
-    return row
-
-
-def _audit_row(event: Any) -> np.ndarray[Any, Any]:
+def _audit_row(event: Mapping[str, Any]) -> Rows:
     row = np.zeros(1, TABLES["audit"])
     for name in TABLES["audit"].names or ():
         row[name] = event[name]
     return row
 
 
-def _listed(ranks: list[int]) -> str:
-    shown = ", ".join(map(str, ranks[:20]))
-    return shown if len(ranks) <= 20 else f"{shown} and {len(ranks) - 20} more"
+def _listed(size: int, complete: Collection[int]) -> str:
+    incomplete = size - len(complete)
+    shown = list(islice((rank for rank in range(size) if rank not in complete), _RANKS_LISTED))
+    more = incomplete - len(shown)
+    return ", ".join(map(str, shown)) + (f" and {more} more" if more else "")
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"

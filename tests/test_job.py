@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import os
+import shutil
 import signal
 import threading
 import time
@@ -436,6 +437,47 @@ def test_a_job_that_fails_leaves_its_journals_and_no_half_result(
     assert recover(folder) == ["Recovered from journals. Incomplete ranks: 0 of 1."]
     with Result(folder.result) as result:
         assert len(requests(result)) == 3 * REQUESTS
+
+
+@pytest.mark.parametrize(("at", "file"), [("begin", "log.jsonl"), ("load", "log.jsonl"), ("last", "result.h5")])
+def test_a_folder_that_somebody_removes_ends_the_job_with_a_sentence(tmp_path: Path, at: str, file: str) -> None:
+    class Removing(Progress):
+        """Remove the folder at a moment of the job."""
+
+        def __init__(self) -> None:
+            self.step = Step(0, 0, 0)
+
+        def begin(self, step: Step, *_: object) -> None:
+            self.step = step
+            if at == "begin":
+                shutil.rmtree(tmp_path / "job")
+
+        def update(self, *_: object) -> None:
+            if at == "load" or self.step.number == 1:
+                shutil.rmtree(tmp_path / "job", ignore_errors=True)
+
+    plan = replace(ALONE, repeats=2)
+    with pytest.raises(Refusal, match=rf"{file} cannot be written: No such file or directory\. .* find their folder"):
+        play(tmp_path / "job", plan, {}, Removing())
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_job_that_still_runs_is_not_recovered_and_comes_to_its_own_end(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "job")
+    refusals = []
+
+    class Impatient(Progress):
+        """Recover the job while it runs."""
+
+        def end(self) -> None:
+            with pytest.raises(Refusal, match="is still running") as refusal:
+                recover(folder)
+            refusals.append(refusal.value)
+
+    assert play(folder.path, ALONE, {}, Impatient()) == 0
+    assert refusals
+    with Result(folder.result) as result:
+        assert result.complete
 
 
 def test_a_folder_with_a_job_is_refused_and_left_as_it_was(climbed: tuple[Path, FakeMlflow]) -> None:

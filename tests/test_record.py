@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcstress.record import COLUMNS, FORMAT_VERSION, RECORD, ROW, Operation, Outcome
+from hpcstress.record import COLUMNS, FIELDS, FORMAT_VERSION, RECORD, ROW, Operation, Outcome
 
 
 def bounds(name: str) -> st.SearchStrategy[int]:
@@ -20,8 +21,9 @@ rows = st.tuples(*map(bounds, COLUMNS))
 
 @given(rows)
 def test_what_is_packed_as_a_row_is_the_record_that_numpy_reads(row: tuple[int, ...]) -> None:
-    record = np.frombuffer(ROW.pack(*row), RECORD)[0]
+    record = np.frombuffer(ROW.pack(FIELDS.pack(*row), 0x01020304), RECORD)[0]
     assert tuple(int(record[name]) for name in COLUMNS) == row
+    assert record["check"] == 0x01020304
 
 
 @given(rows)
@@ -29,7 +31,10 @@ def test_a_record_of_numpy_is_a_row(row: tuple[int, ...]) -> None:
     record: Any = np.zeros(1, RECORD)
     for name, value in zip(COLUMNS, row, strict=True):
         record[name] = value
-    assert ROW.unpack(record.tobytes()) == row
+    record["check"] = 0x01020304
+    fields, check = ROW.unpack(record.tobytes())
+    assert FIELDS.unpack(fields) == row
+    assert check == 0x01020304
 
 
 def test_a_row_has_64_bytes_and_no_column_crosses_a_boundary_of_its_size() -> None:
@@ -39,13 +44,18 @@ def test_a_row_has_64_bytes_and_no_column_crosses_a_boundary_of_its_size() -> No
         assert offset % dtype.itemsize == 0
 
 
-def test_the_operation_is_the_last_byte_so_that_a_row_that_has_one_is_whole() -> None:
-    assert COLUMNS[-1] == RECORD.names[-1] == "op"
-    assert RECORD.fields["op"][1] == 63
+def test_a_row_ends_with_the_checksum_of_all_its_other_bytes_which_is_no_column() -> None:
+    assert RECORD.names[-1] == "check"
+    assert RECORD.fields["check"][1] == FIELDS.size == 60
+    assert {*RECORD.names} - {*COLUMNS} == {"spare", "check"}
+
+
+def test_a_row_of_zeros_does_not_carry_its_checksum() -> None:
+    assert crc32(bytes(FIELDS.size)) != 0
 
 
 def test_numbers_are_little_endian_on_every_machine() -> None:
-    assert ROW.format.startswith("<")
+    assert ROW.format[0] == FIELDS.format[0] == "<"
     assert all(RECORD[name].str[0] in "<|" for name in COLUMNS)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hpcstress.journal import HEADER_SIZE, Journal
 from hpcstress.plan import Plan
 from hpcstress.record import COLUMNS, ROW, Operation, Outcome
 from hpcstress.recover import recover
-from hpcstress.result import Result
+from hpcstress.result import TABLES, Result, ResultWriter
 from hpcstress.schedule import WARMUP, owned, steps, warmup
 
 RANKS = 3
@@ -110,21 +111,121 @@ def test_of_a_journal_that_was_cut_off_every_row_before_the_cut_is_there(
     folder = RunFolder(tmp_path_factory.mktemp("cut") / "job")
     play(folder, [0, 1, 2])
     journal = folder.journal(1)
-    journal.write_bytes(journal.read_bytes()[:cut])
-    assert recover(folder) == ["Recovered from journals. Incomplete ranks: 1 of 3."]
+    left = journal.read_bytes()[:cut]
+    journal.write_bytes(left)
+    *damage, summary = recover(folder)
+    assert summary == "Recovered from journals. Incomplete ranks: 1 of 3."
+    # What is left of the last row may be zeros, or lack only zeros.
+    assert damage in ([], ["rank 1: 1 damaged row was left out."])
     # Rank 1 has played 1 run of the warm-up, 1 of the first step, and 3 of the second.
     kept = max(0, (cut - HEADER_SIZE) // ROW.size - 2)
-    assert len(found(folder)) == len(all_rows()) - 8 + kept
+    assert len(found(folder)) - (len(all_rows()) - 8 + kept) in (0, 1)
+
+
+@pytest.mark.parametrize("header", [b"", b"{", b"\0" * HEADER_SIZE])
+def test_a_rank_without_a_header_has_its_rows_and_nobody_knows_its_host_and_clock(
+    folder: RunFolder, header: bytes
+) -> None:
+    play(folder, [0, 1, 2])
+    journal = folder.journal(2)
+    journal.write_bytes(header.ljust(HEADER_SIZE) + journal.read_bytes()[HEADER_SIZE:])
+    assert recover(folder) == [
+        "rank 2: the header of the journal is damaged, its host and clock are unknown.",
+        "Recovered from journals. Every rank had come to its end; the gathering had not.",
+    ]
+    assert found(folder) == all_rows()
+    with Result(folder.result) as result:
+        assert result.table("ranks")["rank"].tolist() == [0, 1]
+
+
+def test_where_nothing_else_says_how_many_ranks_there_were_the_journals_do(folder: RunFolder) -> None:
+    play(folder, [2])
+    folder.log.unlink()
+    with folder.journal(2).open("r+b") as journal:
+        journal.write(b"?")
+    assert recover(folder)[-1] == "Recovered from journals. Incomplete ranks: 0, 1 of 3."
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\0" * HEADER_SIZE])
-def test_a_journal_without_a_header_is_told_of_and_its_rank_is_incomplete(folder: RunFolder, content: bytes) -> None:
+def test_a_rank_whose_journal_ends_within_its_header_is_incomplete(folder: RunFolder, content: bytes) -> None:
     play(folder, [0, 1, 2])
     folder.journal(2).write_bytes(content)
     damaged, summary = recover(folder)
-    assert "rank-000002.rows is no journal, or was cut off within its header" in damaged
+    assert damaged.startswith("rank 2: the header of the journal is damaged")
     assert summary == "Recovered from journals. Incomplete ranks: 2 of 3."
     assert found(folder) == {row for row in all_rows() if row[3] != 2}
+
+
+ranks = st.integers(0, RANKS - 1)
+# Rank 0 and rank 1 have ten rows and an end, rank 2 has six and an end.
+places = st.integers(0, HEADER_SIZE - 1) | st.integers(HEADER_SIZE, HEADER_SIZE + 11 * ROW.size - 1)
+
+
+@settings(max_examples=50)
+@given(flips=st.dictionaries(st.tuples(ranks, places), st.integers(1, 255), max_size=8))
+def test_whatever_bytes_of_journals_are_damaged_the_other_rows_are_there_and_the_damaged_ones_counted(
+    tmp_path_factory: pytest.TempPathFactory, flips: dict[tuple[int, int], int]
+) -> None:
+    folder = RunFolder(tmp_path_factory.mktemp("flipped") / "job")
+    play(folder, [0, 1, 2])
+    expected, damage = all_rows(), []
+    for rank, path in folder.journal_files().items():
+        left = bytearray(path.read_bytes())
+        mine = {place: flip for (owner, place), flip in flips.items() if owner == rank and place < len(left)}
+        for place, flip in mine.items():
+            left[place] ^= flip
+        path.write_bytes(left)
+        rows = [
+            (step.number, run, seq, rank)
+            for step in (warmup(PLAN), *steps(PLAN))
+            for run in owned(step.size, rank, RANKS)
+            for seq in (0, 1)
+        ]
+        hit = {(place - HEADER_SIZE) // ROW.size for place in mine if place >= HEADER_SIZE}
+        expected -= {row for number, row in enumerate(rows) if number in hit}
+        if any(place < HEADER_SIZE for place in mine):
+            damage.append(f"rank {rank}: the header of the journal is damaged, its host and clock are unknown.")
+        if hit:
+            damage.append(f"rank {rank}: {len(hit)} damaged row{'s were' if len(hit) > 1 else ' was'} left out.")
+    assert recover(folder)[:-1] == damage
+    assert found(folder) == expected
+
+
+def test_a_journal_under_another_ranks_name_is_told_of_and_the_others_are_read(folder: RunFolder) -> None:
+    play(folder, [0, 1])
+    folder.journal(0).rename(folder.journal(2))
+    misnamed, summary = recover(folder)
+    assert "rank-000002.rows is the journal of rank 0: give it that rank's name" in misnamed
+    assert summary == "Recovered from journals. Incomplete ranks: 0, 2 of 3."
+    assert {row[3] for row in found(folder)} == {1}
+
+
+# A job that is not dead.
+
+
+def test_a_job_that_still_runs_is_not_recovered_and_nothing_of_it_is_touched(folder: RunFolder) -> None:
+    play(folder, [0, 1], whole=False)
+    part = folder.result.with_name("result.h5.4711.part")
+    part.write_bytes(b"under way")
+    with Journal(folder.journal(2), 2, {"ranks": RANKS}):
+        with pytest.raises(Refusal, match=r"job is still running: wait until it ends, or end it, then recover it\."):
+            recover(folder)
+        assert part.read_bytes() == b"under way"
+        assert not folder.result.exists()
+    assert recover(folder) == ["Recovered from journals. Incomplete ranks: 0, 1 of 3."]
+
+
+def test_a_job_that_is_still_writing_its_result_is_not_recovered(folder: RunFolder) -> None:
+    play(folder, [0, 1, 2])
+    with ResultWriter(folder.result, "", {}) as writer:
+        with pytest.raises(Refusal, match="is still running"):
+            recover(folder)
+        writer.finish({}, ["mine"], complete=True)
+    with Result(folder.result) as result:
+        assert result.notes == ["mine"]
+
+
+# What else is left of it.
 
 
 def test_from_nothing_but_broken_journals_nobody_is_said_to_be_complete(folder: RunFolder) -> None:
@@ -150,7 +251,8 @@ def test_without_plan_and_log_the_rows_are_there_all_the_same(folder: RunFolder)
 def test_a_log_that_was_cut_off_costs_only_what_it_would_have_said(folder: RunFolder) -> None:
     play(folder, [0, 1, 2])
     folder.log.write_bytes(folder.log.read_bytes()[:-10])
-    recover(folder)
+    senseless, _ = recover(folder)
+    assert senseless == f"{folder.log}: 1 line makes no sense."
     assert found(folder) == all_rows()
     with Result(folder.result) as result:
         assert result.table("steps")["size"].tolist() == [3, 0]
@@ -164,6 +266,115 @@ def test_what_the_audit_had_found_is_in_the_result(folder: RunFolder) -> None:
     with Result(folder.result) as result:
         told = result.table("audit")
     assert dict(zip(told.dtype.names or (), told[0].tolist(), strict=True)) == {"step": 0, **counts}
+
+
+SENSELESS = [
+    '{"event": "job"}',
+    '{"event": "job", "facts": 3}',
+    '{"event": "job", "facts": {"ranks": "four"}}',
+    '{"event": "job", "facts": {"ranks": -1}}',
+    '{"event": "job", "facts": {"ranks": 1e300}}',
+    '{"event": "step"}',
+    '{"event": "step", "number": 0, "repeat": 0, "size": 3}',
+    '{"event": "step", "number": null, "repeat": 0, "size": 3, "began": 1.0}',
+    '{"event": "step", "number": 65535, "repeat": 0, "size": 3, "began": 1.0}',
+    '{"event": "step", "number": 0, "repeat": 65536, "size": 3, "began": 1.0}',
+    '{"event": "step", "number": 0, "repeat": 0, "size": -3, "began": 1.0}',
+    '{"event": "step", "number": true, "repeat": 0, "size": 3, "began": 1.0}',
+    '{"event": "step", "number": 0, "repeat": 0, "size": 3.0, "began": 1.0}',
+    '{"event": "step", "number": 0, "repeat": 0, "size": 3, "began": NaN}',
+    '{"event": "step", "number": 0, "repeat": 0, "size": 3, "began": 1e99}',
+    '{"event": "audit"}',
+    '{"event": "audit", "step": 0, "checked": 3, "intact": 3, "missing": 0, "wrong": 0, "unread": 0, "ghosts": "0"}',
+    '{"event": "audit", "step": 0, "checked": 3, "intact": 3, "missing": 0, "wrong": 0, "unread": 0, "ghosts": -1}',
+    "no JSON",
+    "[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("line", SENSELESS, ids=lambda line: line[:90])
+def test_a_line_of_the_log_that_makes_no_sense_is_told_of_and_costs_only_itself(folder: RunFolder, line: str) -> None:
+    play(folder, [0, 1, 2])
+    folder.log.write_text(line + "\n" + folder.log.read_text())
+    assert recover(folder)[:-1] == [f"{folder.log}: 1 line makes no sense."]
+    assert found(folder) == all_rows()
+    with Result(folder.result) as result:
+        assert result.facts == FACTS
+        assert result.table("steps")["size"].tolist() == [3, 8]
+        assert len(result.table("audit")) == 0
+
+
+def test_events_that_this_hpcstress_does_not_know_are_no_damage(folder: RunFolder) -> None:
+    play(folder, [0, 1, 2])
+    folder.note("pause", seconds=3)
+    assert len(recover(folder)) == 1
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from([0, 65535, 2**32 - 1, 10**30]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+words = ["facts", "ranks", "number", "repeat", "size", "began", *TABLES["audit"].names]
+events = st.fixed_dictionaries(
+    {"event": st.sampled_from(["job", "step", "audit"]) | json_values},
+    optional=dict.fromkeys(words, json_values) | {"facts": st.fixed_dictionaries({}, optional={"ranks": json_values})},
+)
+
+
+@given(lines=st.lists(events | json_values, max_size=6))
+def test_whatever_the_log_says_every_row_is_there(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[object]
+) -> None:
+    folder = RunFolder(tmp_path_factory.mktemp("log") / "job")
+    play(folder, [0, 1, 2])
+    folder.log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    recover(folder)
+    assert found(folder) == all_rows()
+
+
+@settings(max_examples=50)
+@given(log=st.binary(max_size=300), plan=st.binary(max_size=300))
+def test_whatever_bytes_log_and_plan_are_every_row_is_there(
+    tmp_path_factory: pytest.TempPathFactory, log: bytes, plan: bytes
+) -> None:
+    folder = RunFolder(tmp_path_factory.mktemp("log") / "job")
+    play(folder, [0, 1, 2])
+    folder.log.write_bytes(log)
+    folder.plan.write_bytes(plan)
+    recover(folder)
+    assert found(folder) == all_rows()
+
+
+def test_facts_of_any_length_are_kept(folder: RunFolder) -> None:
+    play(folder, [0, 1, 2])
+    facts = {"command": ["x" * 200_000]}
+    folder.log.unlink()
+    folder.note("job", facts=facts)
+    recover(folder)
+    with Result(folder.result) as result:
+        assert result.facts == facts
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"\xff\xfe", "codec can't decode"), (b"runs =", "Invalid value"), (b"a = " + b"[" * 10_000, "recursion")],
+)
+def test_a_plan_that_cannot_be_read_is_told_of_and_left_out(folder: RunFolder, content: bytes, reason: str) -> None:
+    play(folder, [0, 1, 2])
+    folder.plan.write_bytes(content)
+    told, _ = recover(folder)
+    assert told.startswith(f"{folder.plan} cannot be read (")
+    assert told.endswith("): the result is without it.")
+    assert reason in told
+    assert found(folder) == all_rows()
+    with Result(folder.result) as result:
+        assert result.plan_toml == ""
 
 
 def test_many_incomplete_ranks_are_counted_and_not_all_listed(folder: RunFolder) -> None:

@@ -216,14 +216,14 @@ def test_a_signal_to_a_rank_that_has_nothing_left_to_do_is_everybodys(tmp_path: 
 
 def played(journal: Path) -> int:
     try:
-        return sum(len(piece) for piece in JournalFile(journal).rows())
+        return sum(len(piece) for piece in JournalFile(journal, 0).rows())
     except Refusal:
         return 0  # not yet begun
 
 
 def pid_of(folder: RunFolder, rank: int) -> int:
     with folder.journal(rank).open("rb") as file:
-        pid: int = json.loads(file.read(4096))["pid"]
+        pid: int = json.loads(file.read(4092))["pid"]
         return pid
 
 

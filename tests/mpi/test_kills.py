@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -45,21 +46,23 @@ class Left(NamedTuple):
     rank: int
     pid: int
     rows: list[bytes]
+    torn: int
     ended: bool
 
 
 def read(path: Path) -> Left:
     data = path.read_bytes()
-    header, rows = json.loads(data[:4096]), []
+    header, rows, torn = json.loads(data[:4092]), [], 0
     for start in range(4096, len(data) - 63, 64):
-        row = data[start : start + 64]
-        if row[63] == 0:
-            break
-        rows.append(row)
-    ended = bool(rows) and rows[-1][63] == Operation.end
+        fields, check = data[start : start + 60], data[start + 60 : start + 64]
+        if crc32(fields) == int.from_bytes(check, "little"):
+            rows.append(fields)
+        else:
+            torn += any(fields + check)
+    ended = bool(rows) and rows[-1][56] == Operation.end
     warm_up = WARMUP.to_bytes(2, "little")
-    kept = [row for row in rows if row[63] != Operation.end and row[48:50] != warm_up]
-    return Left(header["rank"], header["pid"], kept, ended)
+    kept = [row for row in rows if row[56] != Operation.end and row[48:50] != warm_up]
+    return Left(header["rank"], header["pid"], kept, torn, ended)
 
 
 def journals(folder: RunFolder) -> list[Left]:
@@ -72,7 +75,7 @@ def pids(folder: RunFolder) -> list[int]:
     found = []
     for path in folder.path.glob("journals/*"):
         try:
-            found.append(int(json.loads(path.read_bytes()[:4096])["pid"]))
+            found.append(int(json.loads(path.read_bytes()[:4092])["pid"]))
         except (FileNotFoundError, ValueError):
             continue
     return found
@@ -83,7 +86,7 @@ def rows_of(result: Result) -> list[bytes]:
     for name, column in result.attempts(COLUMNS).items():
         rows[name] = column
     data = rows.tobytes()
-    return [data[start : start + 64] for start in range(0, len(data), 64)]
+    return [data[start : start + 60] for start in range(0, len(data), 64)]
 
 
 def acknowledged(result: Result) -> int:
@@ -128,6 +131,11 @@ def judge(folder: RunFolder) -> str:
         assert ranks["rank"].tolist() == [journal.rank for journal in left]
         assert ranks["pid"].tolist() == [journal.pid for journal in left]
         assert ranks["complete"].tolist() == [journal.ended for journal in left]
+    torn = {journal.rank: journal.torn for journal in left if journal.torn}
+    # A rank that was killed was within one row at most.
+    assert [note for note in notes if "left out" in note] == [
+        f"rank {rank}: 1 damaged row was left out." for rank in torn
+    ]
     ended = {journal.rank for journal in left if journal.ended}
     named = re.search(r"Incomplete ranks: ([\d, ]+) of (\d+)\.", notes[-1])
     if len(ended) == RANKS:
