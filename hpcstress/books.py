@@ -54,6 +54,10 @@ class Books:
         # Before all examples: a terminal shows only the first notes.
         self.notes.insert(0, sentence)
 
+    def server_ended(self, obituary: str | None) -> None:
+        """Write down how the server ended if it did so by itself, before all that followed from it."""
+        self.notes[:0] = [obituary] if obituary else []
+
     def finish(self) -> int:
         """Write the result, drop the journals that it replaces, and return the exit code."""
         self.notes += [

@@ -3,6 +3,8 @@ from __future__ import annotations
 import base64
 import os
 import signal
+import socket
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -11,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import psutil
 import pytest
 
 from hpcstress import servers
@@ -25,9 +28,12 @@ from hpcstress.record import Operation, Outcome
 from hpcstress.recover import recover
 from hpcstress.result import TABLES, Result
 from hpcstress.schedule import Step
+from hpcstress.servers.port import free_port
+from hpcstress.servers.server import Recipe
 from tests.fake_mlflow import FakeMlflow, Faults, serving
 from tests.jobs import REQUESTS, SMALL, Heard, play, requests
 
+ROOT = Path(__file__).parent.parent
 PASSWORD = "correct-horse-battery"
 CLIMB = replace(SMALL, runs=(2, 5), repeats=2)
 ALONE = replace(SMALL, client="null", runs=(3,), null_delay=0.001)
@@ -292,22 +298,27 @@ def test_a_server_that_the_warm_up_has_ended_is_not_climbed(tmp_path: Path) -> N
 class Started:
     """What `servers.start` returns, around a server of this process."""
 
-    def __init__(self, server: FakeMlflow) -> None:
+    def __init__(self, server: FakeMlflow, obituary: str | None) -> None:
         self.facts = {"name": "fake"}
         self.environment = server.environment
         self.stopped = False
+        self._obituary = obituary
 
     def samples(self) -> np.ndarray[Any, Any]:
         return np.array([(1.0, b"fake", 1, 0.5, 1000)], TABLES["server"])
 
-    def obituary(self) -> str:
-        return "It was killed by signal 9."
+    def obituary(self) -> str | None:
+        # How it ended is known only when it has.
+        return self._obituary if self.stopped else None
+
+    def stop(self) -> None:
+        self.stopped = True
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self.stopped = True
+        self.stop()
 
 
 @pytest.mark.parametrize("dies", [0, 40])
@@ -315,7 +326,7 @@ def test_without_an_address_a_server_is_started_watched_and_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies: int
 ) -> None:
     with serving(Faults(die_after=dies), password=PASSWORD) as server:
-        started = Started(server)
+        started = Started(server, "It was killed by SIGKILL." if dies else None)
         monkeypatch.setattr(servers, "start", lambda name, **_: {"mlflow": started}[name])
         code = play(tmp_path / "job", replace(SMALL, runs=(8,), repeats=2, timeout=0.3), {"HOME": "/nonexistent"})
     assert started.stopped
@@ -323,7 +334,45 @@ def test_without_an_address_a_server_is_started_watched_and_stopped(
     with Result(tmp_path / "job" / "result.h5") as result:
         assert result.facts["server"] == {"name": "fake"}
         assert result.table("server").tolist() == [(1.0, b"fake", 1, 0.5, 1000)]
-        assert any("It was killed by signal 9." in note for note in result.notes) == bool(dies)
+        assert result.notes[:1] == ["It was killed by SIGKILL."] * bool(dies)
+        assert any("the server did not come back" in note for note in result.notes) == bool(dies)
+
+
+def test_a_server_that_lost_its_guard_serves_to_the_end_of_the_job_is_ended_and_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    fake = f"{sys.executable} -m tests.fake_mlflow --port {port} & wait"
+
+    def recipe(_workers: int) -> Recipe:
+        return Recipe(
+            command=("sh", "-c", fake),
+            uri=f"http://127.0.0.1:{port}",
+            facts={"name": "fake"},
+            ready=lambda log: str(port) in log,
+            files={},
+            environment={**os.environ, "PYTHONPATH": str(ROOT)},
+            client={"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}", "HOME": "/nonexistent"},
+            secrets=(),
+        )
+
+    class Killing(Progress):
+        """Kill the guard and the server's first process when the step begins."""
+
+        def begin(self, *_: object) -> None:
+            [guard] = (child for child in psutil.Process().children() if fake in child.cmdline())
+            for victim in (guard, *guard.children()):
+                victim.kill()
+
+    monkeypatch.setattr(servers, "_RECIPES", {"mlflow": recipe})
+    assert play(tmp_path / "job", SMALL, {"HOME": "/nonexistent"}, Killing()) == 0
+    with Result(tmp_path / "job" / "result.h5") as result:
+        assert result.complete
+        assert result.table("steps")["runs_finished"].tolist() == [6]
+        [note] = result.notes
+        assert note.startswith("The server mlflow lost its guard, which was killed by SIGKILL; still running, and ended")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
 
 
 # Ctrl-C and TERM.
