@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcstress.clients.answer import outcome_of, said
+from hpcstress.clients.answer import Answer, heard, outcome_of, said
 from hpcstress.record import Outcome
 
 
@@ -58,6 +58,15 @@ def test_what_is_quoted_is_the_message_of_mlflows_json() -> None:
 )
 def test_what_is_quoted_of_anything_else_is_its_beginning(body: bytes, quoted: str) -> None:
     assert said(body) == quoted
+
+
+def test_only_what_has_come_from_the_server_is_put_into_its_mouth() -> None:
+    nothing = Answer(Outcome.closed, 0, 0, 100, 0, b"")
+    assert heard(nothing) == "no words came with it"
+    assert heard(nothing._replace(body=b"no route to host")) == "no route to host"
+    assert heard(nothing._replace(status=200, body=b"no MLflow")) == "no MLflow"
+    # Also of an answer that was cut off.
+    assert heard(nothing._replace(received=40, body=b"Service Un")) == "the server said 'Service Un'"
 
 
 @given(st.binary(max_size=2000))
