@@ -126,7 +126,7 @@ def test_workloads_and_plans_are_listed(hpcstress: Command) -> None:
         (["--timeout=0"], "--timeout: A duration of 0 is too short"),
         (
             ["--seed=99999999999999999999"],
-            "--seed: 999999999999999999… is too large for a count: give at most 4294967295.",
+            "--seed: 999999999999999999… is too large for a count: give at most",
         ),
         (["--params=-1"], "--params: -1 is too small"),
         (["--runs"], "--runs requires an argument"),

@@ -340,10 +340,7 @@ def test_a_refusing_proxy_is_quoted_and_the_password_is_not(trusted: Path) -> No
 
 def test_a_refusal_that_ends_with_a_full_stop_gets_no_other(trusted: Path) -> None:
     async def scene() -> None:
-        async with (
-            http_server(ANSWER) as server,
-            http_proxy(names=NAMES, established=(b"HTTP/1.1 403 Not from here.\r\n\r\n",)) as proxy,
-        ):
+        async with http_server(ANSWER) as server, http_server(reply(b"", "403 Not from here.")) as proxy:
             server.scheme = "https"
             with pytest.raises(ConnectionError, match=r"was refused: HTTP/1\.1 403 Not from here\.$"):
                 await ask(tunnelled(server, proxy, trusted))
