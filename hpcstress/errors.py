@@ -11,7 +11,7 @@ FAILED = 1
 USAGE = 2
 INCOMPLETE = 3
 INTERRUPTED = 130
-UNREAD = 141  # 128 + SIGPIPE, as shells count
+READER_GONE = 141  # 128 + SIGPIPE, as shells count
 
 
 class Refusal(Exception):
@@ -50,5 +50,5 @@ def while_read(act: Callable[[], int]) -> int:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in left:
             os.dup2(nowhere, stream)
-        return UNREAD
+        return READER_GONE
     return code
