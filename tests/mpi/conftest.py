@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -12,4 +13,6 @@ def _nothing_is_left_of_killed_jobs() -> Iterator[None]:
     before = leftovers()
     yield
     for path in leftovers() - before:
-        path.unlink(missing_ok=True)
+        # It may be another user's.
+        with suppress(PermissionError):
+            path.unlink(missing_ok=True)

@@ -20,8 +20,6 @@ ROOT = Path(__file__).parents[2]
 # Ranks talk over loopback and listen nowhere else.
 _LOCAL = {"MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp", "FI_TCP_IFACE": "lo"}
 _MARK = "HPCSTRESS_TEST_JOB"
-
-
 # What MPICH leaves behind when a job is killed. It takes no notice of TMPDIR.
 _LEFT = ((Path("/dev/shm"), "mpich_shm_*"), (Path("/tmp"), "hydra_hwloc_xmlfile_*"))
 
@@ -34,14 +32,16 @@ def leftovers() -> set[Path]:
 
 def held(processes: Iterable[Path]) -> set[Path]:
     """Return the files that processes, folders in /proc, have open or mapped."""
-    held: set[Path] = set()
+    found: set[Path] = set()
     for process in processes:
-        # Processes end, and those of others do not tell.
+        # Processes end and files are closed while they are looked at; others' do not show themselves.
         with suppress(OSError):
-            held.update(descriptor.readlink() for descriptor in (process / "fd").iterdir())
             lines = (process / "maps").read_text().splitlines()
-            held.update(Path(line[line.index("/") :]) for line in lines if "/" in line)
-    return held
+            found.update(Path(line[line.index("/") :]) for line in lines if "/" in line)
+            for descriptor in (process / "fd").iterdir():
+                with suppress(OSError):
+                    found.add(descriptor.readlink())
+    return found
 
 
 @dataclass
