@@ -24,7 +24,7 @@ from hpcstress.progress import Progress
 from hpcstress.result import Result
 from tests.analysis.results import rows, write
 from tests.fake_mlflow import FakeMlflow, Faults, serving
-from tests.jobs import SMALL, play
+from tests.jobs import SMALL, mortal, play
 
 Command = Callable[..., tuple[int, str, str]]
 LITTLE = [
@@ -509,7 +509,7 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
 def running(folder: Path, *words: str, **more: str) -> Iterator[subprocess.Popen[str]]:
     """Run hpcstress as a process of its own; it is gone when the block ends."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "hpcstress", *words],
+        mortal([sys.executable, "-m", "hpcstress", *words]),
         env=environment(folder, **more),
         cwd=folder,
         stdout=subprocess.PIPE,
