@@ -45,10 +45,24 @@ def losses(audit: Rows) -> dict[int, int]:
 
 
 def answer_of(steps: tuple[StepStatistics, ...], objective: float, audit: Rows) -> str:
-    """Return the answer in one sentence."""
+    """Return the answer in one sentence, and in another what the audit leaves in doubt."""
     if not steps:
         return "There is no answer: no step was played."
-    lost = losses(audit)
+    return _answer(steps, objective, losses(audit)) + _reservation(audit)
+
+
+def _reservation(audit: Rows) -> str:
+    checked, unread, ghosts = (int(audit[name].sum()) for name in ("checked", "unread", "ghosts"))
+    words = []
+    if unread:
+        left = f"{unread:,} of {count(checked, 'run')}"
+        words.append(f"left {left} unread, which may have lost something that was acknowledged")
+    if ghosts:
+        words.append(f"found {count(ghosts, 'ghost run')}")
+    return f" But the audit {', and '.join(words)}." if words else ""
+
+
+def _answer(steps: tuple[StepStatistics, ...], objective: float, lost: dict[int, int]) -> str:
     sizes = [
         _Size(
             size,
@@ -92,24 +106,24 @@ def _what_broke(size: _Size, objective: float) -> str:
         # server that has died, which shows in the ones that it closed.
         follows = {Outcome.interrupted.name} | ({Outcome.refused.name} if causes[Outcome.closed.name] else set())
         cause = max(causes, key=lambda name: (name not in follows, causes[name]))
-        tried, noun = 0, "attempts"
+        tried, noun = 0, "attempt"
         if requests[cause]:
             tried += sum(step.requests for step in size.steps)
         else:
-            noun = "connections"
+            noun = "connection"
         if connections[cause]:
             tried += sum(step.connect.count for step in size.steps)
         else:
-            noun = "requests"
+            noun = "request"
         others = (f"{name.replace('_', '-')} {number:,}" for name, number in causes.most_common() if name != cause)
         besides = "; besides: " + ", ".join(others) if len(causes) > 1 else ""
         happened, remedy = advice(cause)
-        return f"{happened}{some} ({causes[cause]:,} of {tried:,} {noun}{besides}): {remedy}"
+        return f"{happened}{some} ({causes[cause]:,} of {count(tried, noun)}{besides}): {remedy}"
     if size.lost:
         return f"{count(size.lost, 'run')} had lost something that the server had acknowledged{some}"
     unfinished = sum(step.size - step.runs_finished for step in size.steps)
     if unfinished:
-        return f"{unfinished:,} of {sum(step.size for step in size.steps):,} runs did not come to their end{some}"
+        return f"{unfinished:,} of {count(sum(step.size for step in size.steps), 'run')} did not come to an end{some}"
     return f"the p99 is {seconds(size.p99)}{some}, above the objective of {objective:g} s"
 
 

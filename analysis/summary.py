@@ -20,12 +20,15 @@ def summary(result: Path | str) -> str:
     lines = [f"{finding.value}: {finding.evidence}" for finding in verdict.findings]
     lines += [verdict.answer, verdict.audit]
     lines += [plain(note, 300) for note in frame.notes[:_NOTES]]
+    if len(frame.notes) > _NOTES:
+        lines.append(f"And {count(len(frame.notes) - _NOTES, 'more note')} in the report.")
     if statistics.steps:
         lines += ["", *_aligned(_rows(statistics.steps))]
+    if len(statistics.steps) > len(by_size(statistics.steps)):
+        lines.append("Each figure is that of the worst repeat; failures are those of all repeats.")
     return "\n".join(lines) + "\n"
 
 
-# Of several repeats the table shows the worst, and all failures.
 def _rows(steps: tuple[StepStatistics, ...]) -> list[list[str]]:
     rows = [["runs", "repeats", "duration", "answers/s", "p50", "p99", "failed"]]
     for size, repeats in by_size(steps).items():

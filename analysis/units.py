@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 
+from hpcstress.quantity import count
+
+__all__ = ["DASH", "UNKNOWN", "count", "interval", "number", "plain", "seconds"]
+
 DASH = UNKNOWN = "–"  # noqa: RUF001
 
 
@@ -38,11 +42,6 @@ def number(value: float) -> str:
     rounded = round(value, digits)
     # 0.0996 rounds to 0.10, which has a digit more in front.
     return f"{rounded:.{max(0, 1 - math.floor(math.log10(abs(rounded))))}f}"
-
-
-def count(value: int, noun: str) -> str:
-    """Write a number of things: `1 run`, `10,000 runs`."""
-    return f"{value:,} {noun}" if value == 1 else f"{value:,} {noun}s"
 
 
 def plain(text: object, longest: int = 200) -> str:

@@ -117,7 +117,7 @@ def _incomplete(frame: Frame) -> str:
         return ""
     missing = frame.ranks[~frame.ranks["complete"]]
     if not len(missing):
-        return "The job did not come to its end; its notes say why."
+        return "Not all of the plan was done; the notes say why."
     first = missing[0]
     others = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
     where = f"rank {first['rank']} on {plain(first['host'].decode('utf-8', 'replace'))}{others}"

@@ -22,6 +22,7 @@ from hpcstress.content import RUN_TAG, SESSION_TAG, STEP_TAG, Artifact, Content,
 from hpcstress.errors import Refusal, UsageRefusal
 from hpcstress.plan import Plan, from_toml
 from hpcstress.preflight import sign_in
+from hpcstress.quantity import count
 from hpcstress.ranks import World
 from hpcstress.record import Outcome
 from hpcstress.replay import Fault, Finding, Replay, acknowledged_requests, compare, found_state, replay
@@ -83,11 +84,14 @@ class Report:
         """Say in one sentence what was found."""
         if not self.checked and not self.ghosts:
             return "nothing was acknowledged, nothing was read back"
-        words = [f"{self.intact} of {self.checked} runs read back are intact"]
-        words += [f"{self.missing} lack something acknowledged"] * bool(self.missing)
-        words += [f"{self.wrong} hold something else"] * bool(self.wrong)
-        words += [f"{self.unread} could not be read"] * bool(self.unread)
-        words.append(f"{self.ghosts} ghost runs" if self.ghosts else "no ghost run")
+        found = f"{self.intact:,} of {count(self.checked, 'run')} read back"
+        words = [f"{found} {'is' if self.intact == 1 else 'are'} intact"]
+        if self.missing:
+            words.append(f"{self.missing:,} {'lacks' if self.missing == 1 else 'lack'} something acknowledged")
+        if self.wrong:
+            words.append(f"{self.wrong:,} {'holds' if self.wrong == 1 else 'hold'} something else")
+        words += [f"{self.unread:,} could not be read"] * bool(self.unread)
+        words.append(count(self.ghosts, "ghost run") if self.ghosts else "no ghost run")
         return ", ".join(words)
 
 
@@ -257,7 +261,7 @@ def audit_result(world: World, path: Path, environment: Mapping[str, str], say: 
             acknowledged = acknowledged_requests(rows[rows["step"] == step.number], step.size)
         report = auditor.audit(step, acknowledged)
         if world.rank == 0:
-            say(f"step {step.number + 1} ({step.size} runs): {report.sentence()}")
+            say(f"step {step.number + 1} ({count(step.size, 'run')}): {report.sentence()}")
             for example in report.examples:
                 say(f"  {example}")
         clean &= report.clean

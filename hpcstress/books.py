@@ -10,6 +10,7 @@ import numpy as np
 from hpcstress.audit import Report
 from hpcstress.errors import INCOMPLETE, OK
 from hpcstress.folder import RunFolder
+from hpcstress.quantity import count, ended
 from hpcstress.result import TABLES, ResultWriter
 from hpcstress.schedule import Step
 from hpcstress.worker import Health, Tally
@@ -28,7 +29,7 @@ class Books:
     complete: bool = True
 
     def hear(self, step: Step, reports: list[tuple[Health, Tally]]) -> None:
-        """Write down what every rank felt in a step, and what the server said about failures."""
+        """Write down what every rank felt in a step, and what was said about failures."""
         for rank, (health, tally) in enumerate(reports):
             row = np.zeros(1, TABLES["health"])
             row["step"], row["rank"] = step.number, rank
@@ -46,7 +47,7 @@ class Books:
         self.notes += [f"Audit of step {step.number + 1}: {example}" for example in report.examples]
         self.losses |= bool(report.missing or report.wrong)
         if report.unread:
-            self.incomplete(f"The audit of step {step.number + 1} could not read {report.unread} runs back.")
+            self.incomplete(f"The audit of step {step.number + 1} could not read {count(report.unread, 'run')} back.")
 
     def incomplete(self, sentence: str) -> None:
         """Write down why the job is not what the plan says."""
@@ -54,11 +55,13 @@ class Books:
         # Before all examples: a terminal shows only the first notes.
         self.notes.insert(0, sentence)
 
+    def server_ended(self, obituary: str | None) -> None:
+        """Write down how the server ended if it did so by itself, before all that followed from it."""
+        self.notes[:0] = [obituary] if obituary else []
+
     def finish(self) -> int:
         """Write the result, drop the journals that it replaces, and return the exit code."""
-        self.notes += [
-            f"First failure by {cause}: the server said {words!r}" for cause, words in self.said.items() if words
-        ]
+        self.notes += [ended(f"First failure by {cause}: {words}") for cause, words in self.said.items()]
         tables = {name: np.concatenate([np.zeros(0, TABLES[name]), *rows]) for name, rows in self.tables.items()}
         self.writer.finish(tables, self.notes, self.complete)
         self.folder.remove_journals()

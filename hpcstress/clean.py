@@ -9,6 +9,7 @@ from hpcstress.clients.answer import Answer, Failed
 from hpcstress.clients.api import Api, refusal
 from hpcstress.clients.wire import artifact_path
 from hpcstress.content import SESSION_TAG
+from hpcstress.quantity import count
 from hpcstress.record import Outcome
 
 
@@ -32,7 +33,7 @@ async def clean(api: Api, facts: dict[str, Any], say: Callable[[str], None]) -> 
             await api.post("runs/delete", {"run_id": run_id})
             runs += 1
             if runs % 100 == 0:
-                say(f"{runs} of {len(listed)} runs deleted")
+                say(f"{runs:,} of {count(len(listed), 'run')} deleted")
         empty = not [run async for run in api.search_runs(experiment_id, "")]
         if facts.get("experiment_created") and empty:
             # MLflow keeps the name of a deleted experiment taken: the next job could not create it again.
@@ -40,7 +41,7 @@ async def clean(api: Api, facts: dict[str, Any], say: Callable[[str], None]) -> 
             await api.post("experiments/delete", {"experiment_id": experiment_id})
             return Cleaned(runs, artifacts, True)
     except Failed as failure:
-        raise refusal(api.target, failure.answer, f"cleaning up, {runs} runs done") from None
+        raise refusal(api.target, failure.answer, f"cleaning up, {count(runs, 'run')} done") from None
     return Cleaned(runs, artifacts, False)
 
 

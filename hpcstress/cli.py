@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import inspect
 import os
-import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter, Token
 
 from hpcstress import __version__
-from hpcstress.errors import FAILED, INCOMPLETE, INTERRUPTED, OK, USAGE, Interruption, Refusal
+from hpcstress.errors import (
+    FAILED,
+    INCOMPLETE,
+    INTERRUPTED,
+    OK,
+    USAGE,
+    Interruption,
+    Refusal,
+    UsageRefusal,
+    while_read,
+)
 from hpcstress.launcher import promised_rank, seconds_since_start
 from hpcstress.plan import KINDS, OPTIONS, Plan, flag, named
+from hpcstress.quantity import about_size, count, mask_addresses, read_folder
 
 if TYPE_CHECKING:
     from hpcstress.clients.dial import Dialer
@@ -62,6 +72,10 @@ def _planned(function: Callable[..., int]) -> Callable[..., int]:
     return function
 
 
+def _folder(_type: object, words: Sequence[Token]) -> Path:
+    return read_folder(words[0].value)
+
+
 PlanName = Annotated[
     str | None,
     Parameter(help="A shipped plan by its name, a workload, or the path of a TOML file.", show_default=False),
@@ -70,6 +84,7 @@ Output = Annotated[
     Path | None,
     Parameter(
         help="The folder to write to; results/<time>-<workload>-<id> by default, an existing job is never overwritten.",
+        converter=_folder,
         group=_GROUPS["Output"],
     ),
 ]
@@ -78,8 +93,12 @@ Output = Annotated[
 def _resolve(name: str | None, options: dict[str, str | None]) -> Plan:
     from hpcstress.workloads import MODULES, load
 
+    given = {option: value for option, value in options.items() if value is not None}
+    if not given.get("uri", "elsewhere").strip():
+        # In a file it is the default. Who types it has a variable that is empty, and does not want another server.
+        raise UsageRefusal("--uri: The address is empty: give one, or leave the option out.")
     plan = Plan() if name is None else named(name, [*MODULES], [word for word in app if not word.startswith("-")])
-    plan = plan.with_options({option: value for option, value in options.items() if value is not None})
+    plan = plan.with_options(given)
     load(plan.workload)
     return plan
 
@@ -133,15 +152,13 @@ def _conclude(result: Path) -> None:
 
 def _show_plan(plan: Plan) -> int:
     from hpcstress.estimate import estimate
-    from hpcstress.quantity import about_size
 
     told = estimate(plan)
+    parts = [count(len(plan.steps), "step"), count(told.runs, "run"), count(told.requests, "request")]
     print(plan.to_toml())
-    print(
-        f"# {len(plan.steps)} steps, {told.runs} runs, {told.requests} requests, {about_size(told.body_bytes)} of data"
-    )
-    for operation, count in told.requests_per_run.items():
-        print(f"#   {count} x {operation} in each run")
+    print(f"# {', '.join(parts)}, {about_size(told.body_bytes)} of data")
+    for operation, times in told.requests_per_run.items():
+        print(f"#   {times} x {operation} in each run")
     return OK
 
 
@@ -227,7 +244,8 @@ def _print_findings(findings: list[Any], world: World, target: Target | None) ->
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{world.size} ranks, MPI: {world.library}" + (f", server {target.uri}" if target else ""))
+    where = f", server {target.uri}" if target else ""
+    table = Table(title=f"{count(world.size, 'rank')}, MPI: {world.library}{where}")
     left = ("host", "server", "trouble")
     for heading in ("rank", "host", "server", "round trip", "open files", "clock offset, µs", "start-up", "trouble"):
         table.add_column(heading, justify="left" if heading in left else "right", no_wrap=True)
@@ -244,7 +262,10 @@ def _print_findings(findings: list[Any], world: World, target: Target | None) ->
         )
     console = Console()
     # What is piped through a launcher has no width of its own: a table that wraps is hard to read and to search.
-    Console(width=console.width if console.is_terminal else 160).print(table)
+    console = Console(width=console.width if console.is_terminal else 160)
+    with console.capture() as drawn:
+        console.print(table)
+    print(drawn.get(), end="")
 
 
 @app.command
@@ -296,7 +317,7 @@ def clean(result: ResultPath, /) -> int:
 
     cleaned = asyncio.run(act())
     gone = " and the experiment" if cleaned.experiment else ""
-    print(f"Deleted {cleaned.runs} runs, the artifacts of {cleaned.artifacts} of them{gone}.")
+    print(f"Deleted {count(cleaned.runs, 'run')}, the artifacts of {cleaned.artifacts:,} of them{gone}.")
     print("MLflow keeps deleted runs until `mlflow gc` is called where the server runs.")
     return OK
 
@@ -307,7 +328,8 @@ def report(
     /,
     *,
     output: Annotated[
-        Path | None, Parameter(help="The folder to write to; `report` beside the result by default.")
+        Path | None,
+        Parameter(help="The folder to write to; `report` beside the result by default.", converter=_folder),
     ] = None,
 ) -> int:
     """Write one HTML page with pictures and tables from results."""
@@ -322,23 +344,22 @@ def report(
 
 def _tell(sentence: str) -> None:
     # An address that was typed in the wrong place may hold a password.
-    print(re.sub(r"//\S*@", "//***@", sentence), file=sys.stderr, flush=True)
+    print(mask_addresses(sentence), file=sys.stderr, flush=True)
 
 
 def main(words: list[str] | None = None) -> None:
     """Run a command line and exit with its code; what cannot be done ends in one sentence, said by one rank."""
-    sys.exit(_exit_code(words, speaks=promised_rank(os.environ) == 0))
+    sys.exit(while_read(lambda: _exit_code(words, speaks=promised_rank(os.environ) == 0)))
 
 
 def _exit_code(words: list[str] | None, *, speaks: bool) -> int:
     try:
         command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+        code = command(*bound.args, **bound.kwargs)
     except CycloptsError as error:
         if speaks:
             _tell(f"{error}\nTry `hpcstress --help`.")
         return USAGE
-    try:
-        code = command(*bound.args, **bound.kwargs)
     except Refusal as refusal:
         if speaks:
             _tell(str(refusal))

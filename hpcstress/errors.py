@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import select
+from collections.abc import Callable
+
 OK = 0
 FAILED = 1
 USAGE = 2
 INCOMPLETE = 3
 INTERRUPTED = 130
+READER_GONE = 141  # 128 + SIGPIPE, as shells count
 
 
 class Refusal(Exception):
@@ -27,3 +32,23 @@ class UsageRefusal(Refusal):
     """Refuse an option, a plan or an address that cannot mean anything."""
 
     exit_code = USAGE
+
+
+def while_read(act: Callable[[], int]) -> int:
+    """Return a command's exit code; where nobody reads its words any more, as behind `| head`, end it in silence."""
+    try:
+        code = act()
+        print(end="", flush=True)
+    except BrokenPipeError:
+        unread = select.poll()
+        for stream in (1, 2):
+            unread.register(stream, 0)
+        left = [stream for stream, event in unread.poll(0) if event & select.POLLERR]
+        if not left:
+            raise
+        # What is still to be written goes nowhere: else Python would complain about it at its end.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in left:
+            os.dup2(nowhere, stream)
+        return READER_GONE
+    return code

@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from hpcstress.quantity import count
+
 _SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PALS_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 _RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PALS_RANKID", "MV2_COMM_WORLD_RANK", "SLURM_PROCID")
 
@@ -28,8 +30,8 @@ def _number(environment: Mapping[str, str], names: tuple[str, ...]) -> int | Non
 def wrong_size(promised: int, size: int, library: str) -> str:
     """Return the sentence about a launcher and an MPI library that do not know each other."""
     return (
-        f"The launcher started {promised} ranks, but the MPI library ({library}) sees {size}: they do not belong "
-        "together. Use the launcher of that library (for the mpich wheel the mpiexec beside its python, "
+        f"The launcher started {count(promised, 'rank')}, but the MPI library ({library}) sees {size:,}: they do not "
+        "belong together. Use the launcher of that library (for the mpich wheel the mpiexec beside its python, "
         "or srun --mpi=pmi2), or install mpi4py for the launcher's library."
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from hpcstress import quantity
 from hpcstress.errors import UsageRefusal
-from hpcstress.quantity import Kind, Scalar, nearest
+from hpcstress.quantity import Kind, Scalar, mask_password, nearest
 
 
 def _option(default: Any, kind: Kind, group: str, help: str) -> Any:
@@ -176,7 +176,9 @@ def named(name: str, workloads: list[str], also: list[str]) -> Plan:
         return from_toml(plans[name], source=f"the shipped plan {name}")
     if name in workloads:
         return Plan(workload=name)
-    raise UsageRefusal(f"{name!r} is no plan, workload or .toml file. {nearest(name, [*plans, *workloads, *also])}")
+    # It may be an address that was typed in the wrong place.
+    shown, near = mask_password(name), nearest(name, [*plans, *workloads, *also])
+    raise UsageRefusal(f"{shown!r} is no plan, workload or .toml file. {near}")
 
 
 def options_table() -> str:

@@ -12,6 +12,7 @@ from hpcstress.clients.api import Api, refusal
 from hpcstress.clients.wire import API
 from hpcstress.errors import Refusal
 from hpcstress.folder import open_files_limit
+from hpcstress.quantity import count
 from hpcstress.record import Outcome
 
 # Standard streams, journal, event loop, MPI's sockets, libraries that are opened late.
@@ -91,12 +92,15 @@ async def wait_until_back(api: Api, seconds: float, given_up: Callable[[], bool]
 
 
 def check_open_files(largest_step: int, ranks: int) -> None:
-    """Refuse a step that needs more connections on a rank than it may open, and say how many ranks would do."""
+    """Refuse a step that needs more connections on a rank than it may open, and say what would do."""
     limit = open_files_limit()
     needed = -(-largest_step // ranks) + _OTHER_FILES
     if needed > limit:
-        enough = -(-largest_step // max(1, limit - _OTHER_FILES))
+        room, advice = limit - _OTHER_FILES, "raise `ulimit -n`"
+        # Where not even one run has room, no number of ranks is enough.
+        if room > 0:
+            advice = f"use {-(-largest_step // room):,} ranks or more, or {advice}"
         raise Refusal(
-            f"{largest_step} runs at once on {ranks} ranks need {needed} open files on each, the limit is {limit}: "
-            f"use {enough} ranks or more, or raise `ulimit -n`."
+            f"{count(largest_step, 'run')} at once on {count(ranks, 'rank')} would open {needed:,} files on each, "
+            f"the limit is {limit:,}: {advice}."
         )

@@ -64,12 +64,12 @@ def prepare(
     try:
         setup = _reach(plan, environment, progress, resources, stop)
         stop.check()
+        setup.facts |= _facts(world, environment)
+        folder.write_plan(plan.to_toml())
+        folder.note("job", facts=setup.facts)
     except BaseException:
         folder.remove()
         raise
-    setup.facts |= _facts(world, environment)
-    folder.write_plan(plan.to_toml())
-    folder.note("job", facts=setup.facts)
     progress.say(f"Everything goes to {folder.path}")
     return setup
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from hpcstress.quantity import count
 from hpcstress.schedule import WARMUP, Step
 
 _LINE_SECONDS = 2.0
@@ -88,6 +89,8 @@ def line(step: Step, of: int, beats: Sequence[Beat], seconds: float) -> str:
     attempts = sum(beat.attempts for beat in beats)
     filled = _BAR * (finished + failed) // max(1, step.size)
     bar = "█" * filled + "·" * (_BAR - filled)
-    trouble = f", {failed} failed" if failed else ""
+    trouble = f", {failed:,} failed" if failed else ""
     name = "warm-up" if step.number == WARMUP else f"step {step.number + 1}/{of}"
-    return f"{name}  {bar}  {finished}/{step.size} runs finished{trouble}, {attempts} requests, {seconds:.1f} s"
+    over = f"{finished:,}/{count(step.size, 'run')} finished{trouble}"
+    # Making a connection is an attempt, too.
+    return f"{name}  {bar}  {over}, {count(attempts, 'attempt')}, {seconds:.1f} s"

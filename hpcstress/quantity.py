@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,7 +25,9 @@ _LONGEST_SECONDS = 1e9
 _LARGEST_COUNT = 2**32 - 1
 # A slice of a run's parameters costs what all before it cost: more than this would measure the generator.
 _LARGEST_AMOUNT = 100_000
-_WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
+_WHOLE_NUMBER = re.compile(r"-?[0-9]+")
+# Longer ones are too large for everything, and Python does not read those of thousands of digits.
+_MOST_DIGITS = 18
 _NUMBER_AND_UNIT = re.compile(
     r"\s*([0-9][0-9_]*(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", re.ASCII | re.IGNORECASE
 )
@@ -52,9 +55,32 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return f"Known are: {', '.join(known)}."
 
 
+def count(number: int, noun: str) -> str:
+    """Write a number of things: `1 run`, `10,000 runs`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def ended(sentence: str) -> str:
+    """Return a sentence that ends once, also where it ends with words that were quoted."""
+    return sentence if re.search(r"[.?!…]['\")]*$", sentence) else f"{sentence}."
+
+
 def mask_password(uri: str) -> str:
-    """Return the address with whatever stands before its last @ hidden: a password may hold / and @, too."""
-    return re.sub(r"^(\w+://)?.*@", r"\1***@", uri, flags=re.DOTALL)
+    """Return an address with what may be secret hidden: all before its last @, and all behind a ? or #.
+
+    A password may hold / and @ and ?, a token @, too. Where an @ follows a ? or #, nobody can tell which is the host.
+    """
+    if re.search("[?#].*@", uri, re.DOTALL):
+        return re.sub(r"^(\w+:/+)?.*", r"\1***", uri, count=1, flags=re.DOTALL)
+    uri = re.sub(r"^(\w+:/+)?.*@", r"\1***@", uri, flags=re.DOTALL)
+    return re.sub("([?#]).+", r"\1***", uri, flags=re.DOTALL)
+
+
+def mask_addresses(sentence: str) -> str:
+    """Return a sentence with the secrets of all addresses in it hidden; a path may have made one slash of two."""
+    return re.sub(
+        r"((?:\w+:/|//)\S+?)(['\"`]?[.,:;)]*(?:\s|$))", lambda found: mask_password(found[1]) + found[2], sentence
+    )
 
 
 def format_size(size: int) -> str:
@@ -116,7 +142,7 @@ def read_positive_seconds(value: object) -> float:
     """Read a duration above zero."""
     seconds = read_seconds(value)
     if seconds <= 0:
-        raise UsageRefusal(f"A duration of {value} is not possible here: give more than zero seconds.")
+        raise UsageRefusal(f"A duration of {value} is too short: give more than zero seconds.")
     return seconds
 
 
@@ -124,12 +150,14 @@ def _read_whole(value: object, least: int, what: str, most: int = _LARGEST_COUNT
     text = str(value).strip().replace("_", "")
     if not _WHOLE_NUMBER.fullmatch(text):
         raise UsageRefusal(f"{value!r} is not a whole number.")
-    number = int(text)
+    long = len(text) > _MOST_DIGITS
+    number = (-math.inf if text.startswith("-") else math.inf) if long else int(text)
+    shown = f"{text[:_MOST_DIGITS]}…" if long else text
     if number < least:
-        raise UsageRefusal(f"{number} is too small for {what}: give at least {least}.")
+        raise UsageRefusal(f"{shown} is too small for {what}: give at least {least}.")
     if number > most:
-        raise UsageRefusal(f"{number} is too large for {what}: give at most {most}.")
-    return number
+        raise UsageRefusal(f"{shown} is too large for {what}: give at most {most}.")
+    return int(number)
 
 
 def read_count(value: object) -> int:
@@ -172,41 +200,55 @@ def read_fraction(value: object) -> float:
 
 
 def read_text(value: object) -> str:
-    """Read plain text of one line."""
+    """Read a name or another plain text of one line; refuse one in which nothing is written."""
     if not isinstance(value, str):
         raise UsageRefusal(f"{value!r} is not a text.")
     if not value.isprintable():
         raise UsageRefusal(f"{value!r} is not a plain line of text: it holds line breaks or other control characters.")
+    if not value.strip():
+        raise UsageRefusal(f"{value!r} says nothing: write something, or leave the option out.")
     return value
+
+
+def read_folder(value: str) -> Path:
+    """Read the path of the output folder; refuse one without letters, which would be the working directory."""
+    if not value.strip():
+        raise UsageRefusal("--output: The folder has no name: give one, or leave the option out.")
+    return Path(value)
 
 
 def read_uri(value: object) -> str:
     """Read a server's address; refuse one without a scheme, or with a password in it."""
-    if isinstance(value, str) and "@" in value:
+    if not isinstance(value, str):
+        raise UsageRefusal(f"{value!r} is not a text.")
+    shown = mask_password(value.strip())
+    if "@" in value:
         # Also behind the host: what looks like a path may be the rest of a password with a / in it.
         raise UsageRefusal(
-            f"The address {mask_password(value)!r} holds a user name or password, which would end up in results and "
+            f"The address {shown!r} holds a user name or password, which would end up in results and "
             "logs: put them into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (in a path, write %40 for @)."
         )
-    uri = read_text(value).strip()
+    if not value.isprintable():
+        raise UsageRefusal(f"The address {shown!r} holds line breaks or other control characters: write it again.")
+    uri = value.strip()
     if not uri:
         return ""
     try:
         parts = urlsplit(uri)
     except ValueError:
-        raise UsageRefusal(f"The address {uri!r} names no host: write https://host or http://host:5000.") from None
+        raise UsageRefusal(f"The address {shown!r} names no host: write https://host or http://host:5000.") from None
     if parts.scheme not in ("http", "https"):
-        raise UsageRefusal(f"The address {uri!r} does not begin with http:// or https://: write https://host.")
+        raise UsageRefusal(f"The address {shown!r} does not begin with http:// or https://: write https://host.")
     if not parts.hostname:
-        raise UsageRefusal(f"The address {uri!r} names no host: write https://host or http://host:5000.")
+        raise UsageRefusal(f"The address {shown!r} names no host: write https://host or http://host:5000.")
     try:
         possible = parts.port != 0
     except ValueError:
         possible = False
     if not possible:
-        raise UsageRefusal(f"The address {uri!r} has an impossible port: use 1 to 65535.")
+        raise UsageRefusal(f"The address {shown!r} has an impossible port: use 1 to 65535.")
     if parts.query or parts.fragment:
-        raise UsageRefusal(f"The address {uri!r} has a ? or # part: give only scheme, host, port and path.")
+        raise UsageRefusal(f"The address {shown!r} has a ? or # part: give only scheme, host, port and path.")
     return uri.rstrip("/ ")
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from hpcstress.clocks import NO_OFFSET, Offset, Ping, enough, offset_of
 from hpcstress.errors import FAILED, Refusal
 from hpcstress.launcher import promised_rank, promised_size, wrong_size
+from hpcstress.quantity import count
 from hpcstress.record import RECORD
 
 T = TypeVar("T")
@@ -287,7 +288,8 @@ def world(environment: Mapping[str, str] | None = None) -> Iterator[World]:
             print(error, file=sys.stderr)
         else:
             traceback.print_exc()
-        print(f"rank {comm.rank} on {gethostname()} failed: the job ends on all {comm.size} ranks.", file=sys.stderr)
+        place = f"rank {comm.rank} on {gethostname()}"
+        print(f"{place} failed: the job of {count(comm.size, 'rank')} ends.", file=sys.stderr)
         sys.stderr.flush()
         # A launcher passes on what ranks have said only while they live.
         time.sleep(_LAST_WORDS_SECONDS)

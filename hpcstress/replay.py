@@ -16,6 +16,7 @@ import numpy as np
 from hpcstress.clients import Client
 from hpcstress.clients.answer import Answer, Failed
 from hpcstress.content import Artifact, Run
+from hpcstress.quantity import count
 from hpcstress.record import Operation, Outcome
 from hpcstress.workloads import Play
 
@@ -102,20 +103,24 @@ def compare(run: Run, paper: Replay, found: State) -> list[Finding]:
         findings.append(Finding(Fault.missing, f"{name}: FINISHED was acknowledged, the server says it is not."))
     if found.finished and not (certain.finished or possible.finished):
         findings.append(Finding(Fault.wrong, f"{name}: the server says FINISHED, which nobody has sent."))
-    for what in ("params", "metrics"):
-        sure, maybe, there = getattr(certain, what), getattr(possible, what), getattr(found, what)
+    for what in ("param", "metric"):
+        sure, maybe, there = (getattr(state, f"{what}s") for state in (certain, possible, found))
         absent = [key for key in sure if key not in there]
         if absent:
-            findings.append(
-                Finding(Fault.missing, f"{name}: {len(absent)} acknowledged {what} are missing, first {absent[0]}.")
-            )
+            are = "is" if len(absent) == 1 else "are"
+            told = f"{count(len(absent), f'acknowledged {what}')} {are} missing{_example(absent)}"
+            findings.append(Finding(Fault.missing, f"{name}: {told}."))
         allowed = {**maybe, **sure}
         other = [key for key, value in there.items() if key not in allowed or allowed[key] != value]
         if other:
-            findings.append(
-                Finding(Fault.wrong, f"{name}: {len(other)} {what} hold what nobody has sent, first {other[0]!r}.")
-            )
+            hold = "holds" if len(other) == 1 else "hold"
+            told = f"{count(len(other), what)} {hold} what nobody has sent{_example(other)}"
+            findings.append(Finding(Fault.wrong, f"{name}: {told}."))
     return findings
+
+
+def _example(keys: list[str]) -> str:
+    return f": {keys[0]!r}" if len(keys) == 1 else f", first {keys[0]!r}"
 
 
 def found_state(answer: Mapping[str, Any]) -> State:

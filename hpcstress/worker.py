@@ -13,9 +13,8 @@ from time import monotonic_ns
 from typing import Protocol
 
 from hpcstress.clients import Client
-from hpcstress.clients.answer import Failed, said
+from hpcstress.clients.answer import Failed, heard
 from hpcstress.content import Content
-from hpcstress.record import Outcome
 from hpcstress.schedule import Step, due
 from hpcstress.workloads import Play
 
@@ -49,7 +48,9 @@ class Tally:
     def count(self, failure: Failed) -> None:
         """Count a run that has ended with a failed operation."""
         self.failed += 1
-        self.said.setdefault(failure.answer.outcome.name, said(failure.answer.body))
+        cause = failure.answer.outcome.name
+        if cause not in self.said:
+            self.said[cause] = heard(failure.answer)
 
 
 @dataclass(frozen=True)
@@ -153,9 +154,6 @@ class Worker:
             tally.finished += 1
         except Failed as failure:
             tally.count(failure)
-        except asyncio.CancelledError:
-            tally.said.setdefault(Outcome.interrupted.name, "")
-            raise
         finally:
             client.close()
 

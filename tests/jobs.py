@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -46,6 +47,22 @@ def play(folder: Path, plan: Plan, environment: Mapping[str, str], progress: Pro
         patch.setattr("hpcstress.job._LEAD_NS", 5_000_000)
         patch.setattr("hpcstress.preflight._PAUSE_SECONDS", 0.05)
         return run_job(plan, World(), RunFolder(folder), environment, progress or Progress(), 0.25)
+
+
+_DIE_WITH_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+def mortal(command: list[str]) -> list[str]:
+    """Return a command line whose process is ended when its parent has ended, however that was.
+
+    A test that takes too long is not interrupted, because uvloop loses exceptions of signal handlers: all tests are
+    ended at once, and no `finally` of theirs is reached.
+    """
+    return [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, *command]
 
 
 def requests(result: Result) -> Rows:

@@ -62,7 +62,7 @@ def test_a_run_counts_once_by_the_worst_that_is_known_of_it() -> None:
     assert not report.clean
     assert report.row(4).tolist() == [(4, 4, 1, 1, 1, 1, 0)]
     assert report.sentence() == (
-        "1 of 4 runs read back are intact, 1 lack something acknowledged, 1 hold something else, 1 could not be read, "
+        "1 of 4 runs read back is intact, 1 lacks something acknowledged, 1 holds something else, 1 could not be read, "
         "no ghost run"
     )
 
@@ -70,6 +70,12 @@ def test_a_run_counts_once_by_the_worst_that_is_known_of_it() -> None:
 def test_ghosts_alone_are_told_and_no_loss() -> None:
     assert Report().sentence() == "nothing was acknowledged, nothing was read back"
     assert Report(ghosts=2).sentence() == "0 of 0 runs read back are intact, 2 ghost runs"
+    many = Report(checked=9000, intact=2000, missing=3000, wrong=4000, ghosts=1).sentence()
+    assert many == (
+        "2,000 of 9,000 runs read back are intact, 3,000 lack something acknowledged, 4,000 hold something else, "
+        "1 ghost run"
+    )
+    assert Report(checked=1, intact=1).sentence() == "1 of 1 run read back is intact, no ghost run"
     assert Report(ghosts=2).clean
 
 
@@ -211,8 +217,8 @@ def test_a_result_can_be_audited_again_and_later_losses_are_found(tmp_path: Path
         clean, said = again(result, server.environment)
     assert not clean
     assert said == [
-        "step 1 (6 runs): 5 of 6 runs read back are intact, 1 lack something acknowledged, no ghost run",
-        "  hpcstress-0-4: 5 acknowledged params are missing, first param-0.",
+        "step 1 (6 runs): 5 of 6 runs read back are intact, 1 lacks something acknowledged, no ghost run",
+        "  hpcstress-0-4: 5 acknowledged params are missing, first 'param-0'.",
         f"step 2 (6 runs): {sound}",
     ]
 

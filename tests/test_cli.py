@@ -17,12 +17,14 @@ import h5py
 import pytest
 
 from hpcstress import __version__, cli
+from hpcstress.errors import while_read
 from hpcstress.folder import RunFolder
 from hpcstress.plan import OPTIONS, flag
 from hpcstress.progress import Progress
 from hpcstress.result import Result
+from tests.analysis.results import rows, write
 from tests.fake_mlflow import FakeMlflow, Faults, serving
-from tests.jobs import SMALL, play
+from tests.jobs import SMALL, mortal, play
 
 Command = Callable[..., tuple[int, str, str]]
 LITTLE = [
@@ -121,7 +123,11 @@ def test_workloads_and_plans_are_listed(hpcstress: Command) -> None:
         (["--runs", "-5"], "-5 is too small for a step"),
         (["--artifact-size=0"], "--artifact-size: A size of 0 is not possible"),
         (["--artifact-size", "-1MB"], "--artifact-size: '-1MB' is not a size such as 10kB"),
-        (["--timeout=0"], "--timeout: A duration of 0 is not possible here"),
+        (["--timeout=0"], "--timeout: A duration of 0 is too short"),
+        (
+            ["--seed=99999999999999999999"],
+            "--seed: 999999999999999999… is too large for a count: give at most",
+        ),
         (["--params=-1"], "--params: -1 is too small"),
         (["--runs"], "--runs requires an argument"),
         (["--dry-run=perhaps"], "--dry-run"),
@@ -130,6 +136,14 @@ def test_workloads_and_plans_are_listed(hpcstress: Command) -> None:
         (["--uri=http://h:99999"], "impossible port"),
         (["plan.toml"], "The plan plan.toml cannot be read: No such file or directory."),
         (["audit"], "requires an argument"),
+        (["--output="], "--output: The folder has no name: give one, or leave the option out."),
+        (["--output", "", "--dry-run"], "--output: The folder has no name"),
+        (["report", "result.h5", "--output", " "], "--output: The folder has no name"),
+        (["--uri="], "--uri: The address is empty: give one, or leave the option out."),
+        (["plan", "--uri", " "], "--uri: The address is empty"),
+        (["doctor", "--uri", ""], "--uri: The address is empty"),
+        (["--experiment="], "--experiment: '' says nothing: write something, or leave the option out."),
+        (["--client=null", "--server", ""], "--server: '' says nothing"),
         (["serve", "mlflw"], "There is no server 'mlflw' that hpcstress can start. Did you mean mlflow?"),
     ],
 )
@@ -152,6 +166,7 @@ def test_wrong_usage_is_told_in_a_sentence(hpcstress: Command, words: list[str],
         ["--urii=http://me:pa55word@mlflow.example"],
         ["http://me:pa55word@mlflow.example"],
         ["--dry-run=http://me:pa55word@mlflow.example"],
+        ["me:pa 55word@mlflow.example"],
     ],
 )
 def test_a_password_in_an_address_is_never_repeated(hpcstress: Command, words: list[str]) -> None:
@@ -160,6 +175,26 @@ def test_a_password_in_an_address_is_never_repeated(hpcstress: Command, words: l
     assert "***@mlflow.example" in complaint
     assert "pa55" not in complaint
     assert "55word" not in complaint
+
+
+@pytest.mark.parametrize("mark", ["/?token=", "#"])
+@pytest.mark.parametrize("words", ["--uri={}", "doctor --uri={}", "plan --uri={}", "--urii={}", "{}", "--runs={}"])
+def test_a_token_in_an_address_is_never_repeated(hpcstress: Command, words: str, mark: str) -> None:
+    code, told, complaint = hpcstress(*words.format(f"http://mlflow.example{mark}pa55word").split())
+    assert (code, told) == (2, "")
+    assert f"http://mlflow.example{mark.partition('t')[0]}***" in complaint
+    assert "pa55word" not in complaint
+
+
+def test_an_address_in_place_of_a_file_does_not_give_its_password_away(hpcstress: Command) -> None:
+    code, told, complaint = hpcstress("audit", "http://me:pa55word@mlflow.example/result.h5")
+    assert (code, told) == (1, "")
+    assert complaint.startswith("There is no result http:/***@mlflow.example/result.h5: ")
+
+
+def test_in_a_file_the_address_may_be_left_empty(hpcstress: Command) -> None:
+    Path("mine.toml").write_text("uri = ''")
+    assert resolved(hpcstress("plan", "mine.toml")[1])["uri"] == ""
 
 
 def test_an_address_in_the_environment_is_checked_like_one_that_is_typed(
@@ -212,7 +247,7 @@ def test_what_would_be_sent_is_told_and_nothing_is_sent(
         assert server.requests == []
     assert (code, complaint) == (0, "")
     assert resolved(told)["runs"] == [3]
-    assert "# 1 steps, 3 runs, 21 requests, " in told
+    assert "# 1 step, 3 runs, 21 requests, " in told
     assert "#   2 x get_run in each run\n" in told
     assert [*Path().iterdir()] == []
 
@@ -358,7 +393,7 @@ def test_the_doctor_finds_a_healthy_server_healthy(hpcstress: Command, at: Calla
         code, told, complaint = hpcstress("doctor")
         assert not server.load()
     assert (code, complaint) == (0, "")
-    assert "1 ranks, MPI: none, server " + server.uri in told
+    assert "1 rank, MPI: none, server " + server.uri in told
     assert re.search(r"│ +0 │ \S+ +│ 3\.17\.2 │ .* ms │ .* │ none ", told)
 
 
@@ -381,7 +416,7 @@ def test_the_doctor_tells_when_too_few_files_can_be_opened(hpcstress: Command) -
     for option in ("--runs=1000000000", "--warmup=1000000000"):
         code, _, complaint = hpcstress("doctor", option)
         assert code == 1
-        assert "1000000000 runs at once on 1 ranks need 1000000200 open files" in complaint
+        assert "1,000,000,000 runs at once on 1 rank would open 1,000,000,200 files on each" in complaint
 
 
 # Several ranks without MPI.
@@ -419,6 +454,45 @@ def test_without_an_mpi_library_several_ranks_are_refused_by_one_of_them(
     assert not Path("results").exists()
 
 
+# Nobody reads on.
+
+
+@pytest.mark.parametrize(
+    ("words", "unbuffered"),
+    [
+        ("hpcstress workloads", ""),
+        ("hpcstress workloads", "1"),
+        ("hpcstress plan", ""),
+        ("hpcstress --dry-run", ""),
+        ("hpcstress doctor", ""),
+        ("analysis report r.h5", ""),
+    ],
+)
+def test_a_command_whose_words_nobody_reads_ends_in_silence(tmp_path: Path, words: str, unbuffered: str) -> None:
+    write(tmp_path / "r.h5", rows([]), {})
+    ours, theirs = os.pipe()
+    os.close(ours)
+    more = {"PYTHONUNBUFFERED": unbuffered, "MLFLOW_TRACKING_URI": ""}
+    command = [sys.executable, "-m", *words.split()]
+    with os.fdopen(theirs, "w") as broken:
+        told = subprocess.run(
+            command, env=os.environ | more, cwd=tmp_path, stdout=broken, stderr=subprocess.PIPE, text=True
+        )
+        assert told.returncode == 128 + signal.SIGPIPE
+        assert re.fullmatch(r"(No server was named: .*\n)?", told.stderr)
+        # What it has to complain about goes the same way, as with 2>&1.
+        both = subprocess.run([*command, "--no-such-option"], cwd=tmp_path, stdout=broken, stderr=broken)
+        assert both.returncode == 128 + signal.SIGPIPE
+
+
+def test_another_broken_pipe_is_no_silence() -> None:
+    def act() -> int:
+        raise BrokenPipeError("of a guard")
+
+    with pytest.raises(BrokenPipeError, match="of a guard"):
+        while_read(act)
+
+
 # Ctrl-C.
 
 
@@ -435,7 +509,7 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
 def running(folder: Path, *words: str, **more: str) -> Iterator[subprocess.Popen[str]]:
     """Run hpcstress as a process of its own; it is gone when the block ends."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "hpcstress", *words],
+        mortal([sys.executable, "-m", "hpcstress", *words]),
         env=environment(folder, **more),
         cwd=folder,
         stdout=subprocess.PIPE,

@@ -10,7 +10,7 @@ import pytest
 
 from hpcstress.errors import Refusal
 from tests.fake_mlflow import serving
-from tests.jobs import REQUESTS, SMALL, play
+from tests.jobs import REQUESTS, SMALL, mortal, play
 
 STOCK = """
 import os, sys, warnings
@@ -53,7 +53,7 @@ def test_as_a_process_of_its_own_it_says_where_it_is_and_counts_what_it_acknowle
     tally = tmp_path / "tally"
     switches = ["--tally", str(tally), "--unavailable", "5", "--at", "runs/create"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.fake_mlflow", *switches],
+        mortal([sys.executable, "-m", "tests.fake_mlflow", *switches]),
         stdout=subprocess.PIPE,
         cwd=Path(__file__).parents[1],
         env=os.environ | {"FAKE_MLFLOW_PASSWORD": "correct-horse"},

@@ -4,6 +4,8 @@ import base64
 import os
 import shutil
 import signal
+import socket
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -12,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import psutil
 import pytest
 
 from hpcstress import servers
@@ -26,9 +29,12 @@ from hpcstress.record import Operation, Outcome
 from hpcstress.recover import recover
 from hpcstress.result import TABLES, Result
 from hpcstress.schedule import Step
+from hpcstress.servers.port import free_port
+from hpcstress.servers.server import Recipe
 from tests.fake_mlflow import FakeMlflow, Faults, serving
 from tests.jobs import REQUESTS, SMALL, Heard, play, requests
 
+ROOT = Path(__file__).parent.parent
 PASSWORD = "correct-horse-battery"
 CLIMB = replace(SMALL, runs=(2, 5), repeats=2)
 ALONE = replace(SMALL, client="null", runs=(3,), null_delay=0.001)
@@ -203,7 +209,7 @@ def test_the_null_client_sends_nothing_and_fails_as_asked(tmp_path: Path) -> Non
         rows, [step] = requests(result), result.table("steps")
         failed = int((rows["outcome"] == Outcome.server_error).sum())
         assert 0 < failed == step["failed"] == 50 - step["runs_finished"]
-        assert result.notes == ["First failure by server_error: the server said 'the null client was asked to fail'"]
+        assert result.notes == ["First failure by server_error: the null client was asked to fail."]
         assert len(result.table("audit")) == 0
         assert result.facts["client"] == "null"
 
@@ -234,8 +240,16 @@ def test_a_request_that_is_not_acknowledged_ends_its_run_and_is_told_by_its_caus
         assert 0 < len(bad) == step["failed"] == 6 - step["runs_finished"]
         assert len(rows) == load
         notes = [note for note in result.notes if note.startswith(f"First failure by {outcome.name}:")]
-        assert len(notes) == bool(words)
-        assert all(words in note for note in notes)
+        [note] = notes
+        assert ("the server said" in note) == bool(words)
+        assert (words or "no words came with it.") in note
+
+
+def test_a_server_that_leaves_artifacts_to_its_clients_is_not_quoted(tmp_path: Path) -> None:
+    with serving(Faults(artifact_uri="s3://bucket/7")) as server:
+        play(tmp_path / "job", SMALL, server.environment)
+    with Result(tmp_path / "job" / "result.h5") as result:
+        assert "First failure by not_supported: this server leaves artifacts to its clients." in result.notes
 
 
 def test_what_has_no_answer_in_time_has_failed_and_the_job_goes_on(tmp_path: Path) -> None:
@@ -293,22 +307,27 @@ def test_a_server_that_the_warm_up_has_ended_is_not_climbed(tmp_path: Path) -> N
 class Started:
     """What `servers.start` returns, around a server of this process."""
 
-    def __init__(self, server: FakeMlflow) -> None:
+    def __init__(self, server: FakeMlflow, obituary: str | None) -> None:
         self.facts = {"name": "fake"}
         self.environment = server.environment
         self.stopped = False
+        self._obituary = obituary
 
     def samples(self) -> np.ndarray[Any, Any]:
         return np.array([(1.0, b"fake", 1, 0.5, 1000)], TABLES["server"])
 
-    def obituary(self) -> str:
-        return "It was killed by signal 9."
+    def obituary(self) -> str | None:
+        # How it ended is known only when it has.
+        return self._obituary if self.stopped else None
+
+    def stop(self) -> None:
+        self.stopped = True
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self.stopped = True
+        self.stop()
 
 
 @pytest.mark.parametrize("dies", [0, 40])
@@ -316,7 +335,7 @@ def test_without_an_address_a_server_is_started_watched_and_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies: int
 ) -> None:
     with serving(Faults(die_after=dies), password=PASSWORD) as server:
-        started = Started(server)
+        started = Started(server, "It was killed by SIGKILL." if dies else None)
         monkeypatch.setattr(servers, "start", lambda name, **_: {"mlflow": started}[name])
         code = play(tmp_path / "job", replace(SMALL, runs=(8,), repeats=2, timeout=0.3), {"HOME": "/nonexistent"})
     assert started.stopped
@@ -324,7 +343,47 @@ def test_without_an_address_a_server_is_started_watched_and_stopped(
     with Result(tmp_path / "job" / "result.h5") as result:
         assert result.facts["server"] == {"name": "fake"}
         assert result.table("server").tolist() == [(1.0, b"fake", 1, 0.5, 1000)]
-        assert any("It was killed by signal 9." in note for note in result.notes) == bool(dies)
+        assert result.notes[:1] == ["It was killed by SIGKILL."] * bool(dies)
+        assert any("the server did not come back" in note for note in result.notes) == bool(dies)
+
+
+def test_a_server_that_lost_its_guard_serves_to_the_end_of_the_job_is_ended_and_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    fake = f"{sys.executable} -m tests.fake_mlflow --port {port} & wait"
+
+    def recipe(_workers: int) -> Recipe:
+        return Recipe(
+            command=("sh", "-c", fake),
+            uri=f"http://127.0.0.1:{port}",
+            facts={"name": "fake"},
+            ready=lambda log: str(port) in log,
+            files={},
+            environment={**os.environ, "PYTHONPATH": str(ROOT)},
+            client={"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}", "HOME": "/nonexistent"},
+            secrets=(),
+        )
+
+    class Killing(Progress):
+        """Kill the guard and the server's first process when the step begins."""
+
+        def begin(self, *_: object) -> None:
+            [guard] = (child for child in psutil.Process().children() if fake in child.cmdline())
+            for victim in (guard, *guard.children()):
+                victim.kill()
+
+    monkeypatch.setattr(servers, "_RECIPES", {"mlflow": recipe})
+    assert play(tmp_path / "job", SMALL, {"HOME": "/nonexistent"}, Killing()) == 0
+    with Result(tmp_path / "job" / "result.h5") as result:
+        assert result.complete
+        assert result.table("steps")["runs_finished"].tolist() == [6]
+        [note] = result.notes
+        assert note.startswith(
+            "The server mlflow lost its guard, which was killed by SIGKILL; still running, and ended"
+        )
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
 
 
 # Ctrl-C and TERM.

@@ -50,6 +50,7 @@ def test_launcher_and_library_that_do_not_belong_together_are_named_with_what_to
     sentence = wrong_size(4, 1, "MPICH Version: 4.2")
     assert sentence.startswith("The launcher started 4 ranks, but the MPI library (MPICH Version: 4.2) sees 1:")
     assert "Use the launcher of that library" in sentence
+    assert wrong_size(1, 2, "MPICH").startswith("The launcher started 1 rank, but")
 
 
 def test_a_process_knows_since_when_it_runs() -> None:

@@ -19,7 +19,7 @@ WORKLOADS = [*MODULES]
 README = Path(__file__).parent.parent / "README.md"
 
 COUNTS = st.integers(0, 2**32 - 1)
-TEXTS = st.text(st.characters(exclude_categories=("C", "Z"), include_characters=" "))
+TEXTS = st.text(st.characters(exclude_categories=("C", "Z"), include_characters=" ")).filter(str.strip)
 SECONDS = st.floats(0, 1e9)
 
 VALUES: dict[Kind, st.SearchStrategy[Any]] = {
@@ -50,7 +50,7 @@ IMPOSSIBLE: dict[str, tuple[object, str]] = {
     "artifact_size": ("10 apples", "'10 apples' is not a size such as"),
     "seed": (-1, "-1 is too small"),
     "sleep_time": ("soon", "'soon' is not a duration"),
-    "timeout": (0, "A duration of 0 is not possible here"),
+    "timeout": (0, "A duration of 0 is too short"),
     "client": ("wires", "'wires' is not known here. Did you mean wire?"),
     "null_delay": (-1, "-1 is not a duration"),
     "null_failures": ("200%", "'200%' is not a share between 0 and 1"),

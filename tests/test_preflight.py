@@ -68,7 +68,7 @@ def test_a_wrong_password_is_tried_once_and_told_in_one_sentence() -> None:
     assert sentence == (
         f"The server {server.uri} refused the sign-in (signing in): set MLFLOW_TRACKING_USERNAME and "
         "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN. It said: 'You are not authenticated. "
-        "Please see the documentation.'."
+        "Please see the documentation.'"
     )
 
 
@@ -198,7 +198,7 @@ def test_what_fits_is_let_pass_to_the_last_file() -> None:
     room = open_files_limit() - 200
     check_open_files(room, 1)
     check_open_files(3 * room, 3)
-    with pytest.raises(Refusal, match=f"{room + 1} runs at once on 1 ranks need {room + 201} open files on each"):
+    with pytest.raises(Refusal, match=f"{room + 1:,} runs at once on 1 rank would open {room + 201:,} files on each"):
         check_open_files(room + 1, 1)
 
 
@@ -208,7 +208,7 @@ def test_the_number_of_ranks_that_is_offered_is_enough_and_the_least(times: int,
     try:
         check_open_files(largest, ranks)
     except Refusal as refusal:
-        offered = int(str(refusal).partition("use ")[2].split()[0])
+        offered = int(str(refusal).partition("use ")[2].split()[0].replace(",", ""))
         check_open_files(largest, offered)
         with pytest.raises(Refusal):
             check_open_files(largest, offered - 1)
@@ -216,14 +216,23 @@ def test_the_number_of_ranks_that_is_offered_is_enough_and_the_least(times: int,
         assert ranks >= times
 
 
-def test_too_few_open_files_are_told_before_anything_is_sent() -> None:
+@pytest.mark.parametrize(
+    ("limit", "advice"),
+    [
+        (300, "use 10 ranks or more, or raise `ulimit -n`"),
+        (201, "use 1,000 ranks or more, or raise `ulimit -n`"),
+        # Not even one run has room: no number of ranks is enough.
+        (200, "raise `ulimit -n`"),
+        (150, "raise `ulimit -n`"),
+    ],
+)
+def test_too_few_open_files_are_told_before_anything_is_sent(limit: int, advice: str) -> None:
     code = (
-        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (200, 300));"
+        f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (100, {limit}));"
         "from hpcstress.cli import main; main(['--client=null', '--runs=10,1000', '--output=never-made'])"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (told.returncode, told.stdout) == (1, "")
     assert told.stderr == (
-        "1000 runs at once on 1 ranks need 1200 open files on each, the limit is 300: "
-        "use 10 ranks or more, or raise `ulimit -n`.\n"
+        f"1,000 runs at once on 1 rank would open 1,200 files on each, the limit is {limit}: {advice}.\n"
     )

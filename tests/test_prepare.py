@@ -165,7 +165,7 @@ def test_more_runs_at_once_than_files_can_be_opened_are_refused_before_anything_
     tmp_path: Path, larger: dict[str, object]
 ) -> None:
     with serving() as server:
-        assert "1000000000 runs at once" in refused(tmp_path / "job", SMALL.with_options(larger), server.environment)
+        assert "1,000,000,000 runs at once" in refused(tmp_path / "job", SMALL.with_options(larger), server.environment)
         assert server.requests == []
     assert not (tmp_path / "job").exists()
 

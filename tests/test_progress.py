@@ -45,14 +45,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_a_line_adds_up_what_the_ranks_say() -> None:
     assert line(STEP, 4, [beat(20, attempts=100), beat(30, attempts=160)], 2.54) == (
-        "step 2/4  ████████████············  50/100 runs finished, 260 requests, 2.5 s"
+        "step 2/4  ████████████············  50/100 runs finished, 260 attempts, 2.5 s"
     )
 
 
 def test_failures_are_told_where_there_are_any_and_fill_the_bar_too() -> None:
     assert line(STEP, 4, [beat(25, 25)], 0.0) == (
-        "step 2/4  ████████████············  25/100 runs finished, 25 failed, 0 requests, 0.0 s"
+        "step 2/4  ████████████············  25/100 runs finished, 25 failed, 0 attempts, 0.0 s"
     )
+
+
+def test_one_run_and_one_attempt_are_not_many() -> None:
+    assert line(Step(0, 0, 1), 1, [beat(1, attempts=1)], 0.0).endswith("  1/1 run finished, 1 attempt, 0.0 s")
 
 
 def test_the_warm_up_is_no_step() -> None:

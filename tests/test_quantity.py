@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,18 @@ from hypothesis import strategies as st
 
 from hpcstress import quantity
 from hpcstress.errors import UsageRefusal
-from hpcstress.quantity import Kind, about_size, choice, format_size, mask_password, nearest
+from hpcstress.quantity import (
+    Kind,
+    about_size,
+    choice,
+    count,
+    ended,
+    format_size,
+    mask_addresses,
+    mask_password,
+    nearest,
+    read_folder,
+)
 
 KINDS = {name: kind for name, kind in vars(quantity).items() if isinstance(kind, Kind)}
 SECRETS = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=8).map(lambda text: f"S3cr3t{text}")
@@ -80,7 +92,9 @@ def test_a_value_is_read_as_people_write_it(kind: str, written: object, value: o
         ("COUNT", "٣", r"'٣' is not a whole number\."),
         ("COUNT", "²", r"'²' is not a whole number\."),
         ("COUNT", 2**32, r"4294967296 is too large for a count: give at most 4294967295\."),
-        ("COUNT", "9" * 5000, r"is not a whole number\."),
+        ("COUNT", "9" * 19, r"9{18}… is too large for a count: give at most 4294967295\."),
+        ("COUNT", "9" * 5000, r"^9{18}… is too large for a count"),
+        ("COUNT", f"-{'9' * 5000}", r"^-9{17}… is too small for a count: give at least 0\."),
         ("AMOUNT", -1, r"-1 is too small for one run: give at least 0\."),
         ("AMOUNT", 100_001, r"100001 is too large for one run: give at most 100000\."),
         ("POSITIVE", 0, r"0 is too small for this option: give at least 1\."),
@@ -106,7 +120,7 @@ def test_a_value_is_read_as_people_write_it(kind: str, written: object, value: o
         ("DURATION", float("nan"), r"nan is not a duration"),
         ("DURATION", "1000000001", r"A duration of 1000000001 is not possible: give at most 1000000000 seconds\."),
         ("DURATION", 10**400, r"it has to be finite\."),
-        ("POSITIVE_DURATION", "0", r"A duration of 0 is not possible here: give more than zero seconds\."),
+        ("POSITIVE_DURATION", "0", r"A duration of 0 is too short: give more than zero seconds\."),
         ("FRACTION", "1.01", r"'1.01' is not a share between 0 and 1\."),
         ("FRACTION", -0.1, r"-0.1 is not a share between 0 and 1\."),
         ("FRACTION", "nan", r"'nan' is not a share between 0 and 1\."),
@@ -116,6 +130,8 @@ def test_a_value_is_read_as_people_write_it(kind: str, written: object, value: o
         ("TEXT", 5, r"5 is not a text\."),
         ("TEXT", "two\nlines", r"'two\\nlines' is not a plain line of text"),
         ("TEXT", "bell\a", r"control characters\."),
+        ("TEXT", "", r"'' says nothing: write something, or leave the option out\."),
+        ("TEXT", " ", r"' ' says nothing"),
         ("TEXT", "\udcff", r"'\\udcff' is not a plain line of text"),
         ("URI", "host:5000", r"'host:5000' does not begin with http:// or https://: write https://host\."),
         ("URI", "ftp://host", r"'ftp://host' does not begin with http"),
@@ -124,8 +140,18 @@ def test_a_value_is_read_as_people_write_it(kind: str, written: object, value: o
         ("URI", "http://[::1", r"'http://\[::1' names no host: write https://host or http://host:5000\."),
         ("URI", "http://host:port", r"has an impossible port: use 1 to 65535\."),
         ("URI", "http://host:99999", r"has an impossible port"),
-        ("URI", "http://host/?a=b", r"has a \? or # part: give only scheme, host, port and path\."),
-        ("URI", "http://host/#a", r"has a \? or # part"),
+        (
+            "URI",
+            "http://host/?a=b",
+            r"'http://host/\?\*\*\*' has a \? or # part: give only scheme, host, port",
+        ),
+        ("URI", "http://host/#a", r"'http://host/#\*\*\*' has a \? or # part"),
+        (
+            "URI",
+            "http://host/\a",
+            r"'http://host/\\x07' holds line breaks or other control characters: write",
+        ),
+        ("URI", 5, r"5 is not a text\."),
     ],
 )
 def test_what_cannot_mean_anything_is_refused_with_a_sentence(kind: str, written: object, sentence: str) -> None:
@@ -178,13 +204,76 @@ def test_an_address_with_a_password_is_refused_and_the_sentence_does_not_hold_it
     assert "S3cr3t" not in str(refusal.value)
 
 
-@given(st.sampled_from(["http://", "https://", ""]), SECRETS, SECRETS)
+SCHEMES = st.sampled_from(["http://", "https://", "", "ftp://"])
+PLACES = st.sampled_from(["host", "host:99999", "", "[::1", "host/p@th"])
+
+
+@given(SCHEMES, PLACES, st.sampled_from("?#"), SECRETS)
+def test_a_token_in_an_address_is_refused_and_the_sentence_does_not_hold_it(
+    scheme: str, place: str, mark: str, token: str
+) -> None:
+    with pytest.raises(UsageRefusal) as refusal:
+        KINDS["URI"].read(f"{scheme}{place}/{mark}token={token}")
+    assert "S3cr3t" not in str(refusal.value)
+
+
+@given(st.sampled_from(["http://", "https://", "http:/", ""]), SECRETS, SECRETS)
 def test_whatever_stands_before_the_last_at_sign_is_masked(scheme: str, user: str, password: str) -> None:
+    user, password = (re.sub("[?#]", "", text) for text in (user, password))
     assert mask_password(f"{scheme}{user}:{password}@host/path") == f"{scheme}***@host/path"
 
 
-def test_an_address_without_a_password_is_not_masked() -> None:
-    assert mask_password("https://host:5000/path") == "https://host:5000/path"
+@given(st.sampled_from(["http://", "http:/", ""]), st.sampled_from("?#"), SECRETS)
+def test_whatever_stands_behind_a_question_mark_or_hash_is_masked(scheme: str, mark: str, token: str) -> None:
+    token = token.replace("@", "")
+    assert mask_password(f"{scheme}host/path{mark}token={token}") == f"{scheme}host/path{mark}***"
+    assert mask_password(f"{scheme}me:pw@host{mark}{token}") == f"{scheme}***@host{mark}***"
+
+
+@pytest.mark.parametrize("address", ["http://me:S3?cr3t@host/path", "http://host/?S3cr3t@host", "http:/host#S3@cr3t?x"])
+def test_where_nobody_can_tell_the_host_all_is_masked(address: str) -> None:
+    scheme = address[: address.rindex("/", 0, 7) + 1]
+    assert mask_password(address) == f"{scheme}***"
+
+
+def test_an_address_without_a_secret_is_not_masked() -> None:
+    for address in ("https://host:5000/path", "https://host/?", ""):
+        assert mask_password(address) == address
+
+
+@pytest.mark.parametrize(
+    ("sentence", "masked"),
+    [
+        ("Is 'http://me:pw@host' right?", "Is 'http://***@host' right?"),
+        ("There is no http:/me:pw@host/r.h5: look.", "There is no http:/***@host/r.h5: look."),
+        ("--urii=//me:pw@host.", "--urii=***@host."),
+        ('No "https://host/?token=pw", no http://host#pw.', 'No "https://host/?***", no http://host#***.'),
+        ("http://a?b\nhttp://me@c", "http://a?***\nhttp://***@c"),
+        ("Did you mean me@host? Look into /tmp/a@b#c.", "Did you mean me@host? Look into /tmp/a@b#c."),
+    ],
+)
+def test_the_secrets_of_all_addresses_in_a_sentence_are_masked(sentence: str, masked: str) -> None:
+    assert mask_addresses(sentence) == masked
+
+
+def test_a_folder_has_a_name() -> None:
+    assert read_folder("a b") == Path("a b")
+    for name in ("", " "):
+        with pytest.raises(UsageRefusal, match=r"^--output: The folder has no name: give one, or leave"):
+            read_folder(name)
+
+
+def test_one_thing_is_not_many() -> None:
+    assert count(1, "run") == "1 run"
+    assert count(10_000, "run") == "10,000 runs"
+    assert count(0, "run") == "0 runs"
+
+
+@pytest.mark.parametrize("whole", ["It is.", "Is it?", "It said: 'No.'", 'It said: "Why?"', "(It is.)", "And so on…"])
+def test_a_sentence_ends_once(whole: str) -> None:
+    assert ended(whole) == whole
+    assert ended("It said: 'no'") == "It said: 'no'."
+    assert ended("[Errno 111] (refused)") == "[Errno 111] (refused)."
 
 
 def test_near_names_are_offered_and_all_of_them_when_none_is_near() -> None:

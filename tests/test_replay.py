@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,22 @@ def test_any_single_change_is_found_as_wrong(truth: tuple[Run, Replay, State], d
     faults = [finding.fault for finding in compare(run, told, found)]
     assert faults == [Fault.wrong]
     assert key in compare(run, told, found)[0].sentence
+
+
+def test_one_fault_is_told_in_the_singular_and_many_in_the_plural() -> None:
+    def told(change: State) -> list[str]:
+        return [finding.sentence for finding in compare(run, paper(run, REQUESTS), change)]
+
+    run = a_run(SMALL)
+    whole = paper(run, REQUESTS).certain
+    assert told(replace(whole, params=dict([*whole.params.items()][1:]), metrics=whole.metrics | {"x": 1.0})) == [
+        f"{run.name}: 1 acknowledged param is missing: 'param-0'.",
+        f"{run.name}: 1 metric holds what nobody has sent: 'x'.",
+    ]
+    assert told(replace(whole, params=whole.params | {"x": "", "y": ""}, metrics={})) == [
+        f"{run.name}: 2 params hold what nobody has sent, first 'x'.",
+        f"{run.name}: 3 acknowledged metrics are missing, first 'metric-0'.",
+    ]
 
 
 def test_a_run_that_was_never_acknowledged_need_not_be_there() -> None:

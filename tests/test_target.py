@@ -102,6 +102,12 @@ def test_without_an_address_there_is_nothing_to_talk_to(read: Read) -> None:
         ("", {"MLFLOW_TRACKING_URI": f"https://me:{SECRET}@host\n"}, r"^MLFLOW_TRACKING_URI: .*'https://\*\*\*@host'"),
         ("", {"MLFLOW_TRACKING_URI": f"https://me:{SECRET}/x@host"}, r"^MLFLOW_TRACKING_URI: .*'https://\*\*\*@host'"),
         ("", {"MLFLOW_TRACKING_URI": f"https://me:\t{SECRET}@host"}, r"^MLFLOW_TRACKING_URI holds a line break or"),
+        (
+            "",
+            {"MLFLOW_TRACKING_URI": f"http://host/?token={SECRET}"},
+            r"^MLFLOW_TRACKING_URI: .*'http://host/\?\*\*\*'",
+        ),
+        (f"http://host#{SECRET}", {}, r"^--uri: .*'http://host#\*\*\*' has a \? or # part"),
         ("http://ho\tst", {}, r"^--uri holds .*control character: write it again"),
         ("http://host/a b", {}, r"^--uri: .*blanks"),
         ("http://host/\x7f", {}, r"^--uri holds .*control character"),

@@ -75,3 +75,11 @@ def said(body: bytes) -> str:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         message = text
     return " ".join("".join(c if c.isprintable() else " " for c in message[:_QUOTED]).split())[:_SHOWN]
+
+
+def heard(answer: Answer) -> str:
+    """Return what was said of a failure: the server is quoted with what has come from it, and with nothing else."""
+    words = said(answer.body)
+    if not words:
+        return "no words came with it"
+    return f"the server said {words!r}" if answer.received else words

@@ -18,7 +18,7 @@ from hpcstress.clients.connection import Connection
 from hpcstress.clients.dial import Dialer
 from hpcstress.clients.wire import API, connect_outcome
 from hpcstress.errors import Refusal
-from hpcstress.quantity import mask_password
+from hpcstress.quantity import ended, mask_password
 from hpcstress.record import Outcome
 from hpcstress.target import Target
 
@@ -144,6 +144,7 @@ def refusal(target: Target, answer: Answer, doing: str) -> Refusal:
     meaning = _MEANING.get(answer.outcome, f"answered {answer.status or answer.outcome.name}")
     advice = _ADVICE.get(answer.outcome, "look into the server's log")
     told = said(answer.body)
-    # Without a status it was not the server that spoke, but this machine.
-    heard = f" It said: {told!r}." if told and answer.status else f" ({told})" if told else ""
-    return Refusal(f"The server {mask_password(target.uri)} {meaning} ({doing}): {advice}.{heard}")
+    # Of what did not come from the server, this machine is the speaker.
+    heard = ended(f" It said: {told!r}") if answer.received else f" ({told})"
+    sentence = ended(f"The server {mask_password(target.uri)} {meaning} ({doing}): {advice}")
+    return Refusal(f"{sentence}{heard if told else ''}")

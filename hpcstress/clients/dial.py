@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from hpcstress.clients.answer import said
 from hpcstress.errors import Refusal
+from hpcstress.quantity import ended
 from hpcstress.target import Proxy, Target, from_environment
 
 _Protocol = TypeVar("_Protocol", bound=asyncio.Protocol)
@@ -125,7 +126,7 @@ def _through_tunnel(target: Target, proxy: Proxy) -> _Reach:
         # Nothing of the server's can have followed the head: in TLS the client speaks first.
         status = head.partition(b"\r\n")[0]
         if not status.startswith((b"HTTP/1.0 2", b"HTTP/1.1 2")):
-            raise ConnectionError(f"{_way(target, proxy)} was refused: {said(status)}.")
+            raise ConnectionError(ended(f"{_way(target, proxy)} was refused: {said(status)}"))
 
     async def reach(hop: str, _destination: str) -> socket.socket:
         sock = socket.socket(socket.AF_INET6 if ":" in hop else socket.AF_INET, socket.SOCK_STREAM)
@@ -154,7 +155,7 @@ def _through_socks(target: Target, proxy: Proxy) -> _Reach:
         except ProxyConnectionError as error:
             raise OSError(error.errno, error.strerror) from None
         except ProxyError as error:
-            raise ConnectionError(f"{_way(target, proxy)} was refused: {error}.") from None
+            raise ConnectionError(ended(f"{_way(target, proxy)} was refused: {error}")) from None
 
     return reach
 

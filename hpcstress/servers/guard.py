@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -60,21 +61,39 @@ def reap() -> dict[int, int]:
         codes[pid] = os.waitstatus_to_exitcode(status)
 
 
-def end_tree() -> None:
-    """Ask every process below this one to end, and kill those that have not after a grace."""
+def how_ended(code: int) -> str:
+    """Return what became of a process with this exit code, or -signal, as the rest of a sentence."""
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+def end_all(look: Callable[[], list[psutil.Process]]) -> int:
+    """Ask every process that is found to end, kill those that have not after a grace; return how many were found."""
+    found: set[psutil.Process] = set()
     for end in (signal.SIGTERM, signal.SIGKILL):
         told: set[psutil.Process] = set()
         deadline = time.monotonic() + _GRACE
         # A process may start another one while it is being ended: look again until there is none.
-        while (tree := psutil.Process().children(recursive=True)) and time.monotonic() < deadline:
-            for process in set(tree) - told:
-                try:
+        while (left := {*look(), *filter(_runs, told)}) and time.monotonic() < deadline:
+            for process in left - told:
+                with contextlib.suppress(psutil.NoSuchProcess):
                     process.send_signal(end)
-                except psutil.NoSuchProcess:
-                    continue
-            told.update(tree)
+            told |= left
             time.sleep(0.02)
-            reap()
+        found |= told
+    return len(found)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def below() -> list[psutil.Process]:
+    """Return every process below this one that has not ended."""
+    reap()
+    return psutil.Process().children(recursive=True)
 
 
 def watch(parent: int, folder: Path, command: list[str]) -> None:
@@ -114,9 +133,8 @@ def watch(parent: int, folder: Path, command: list[str]) -> None:
             if code is not None:
                 server.returncode = code
                 # What is left of it does not serve anybody. Its log stays for hpcstress to read.
-                end_tree()
-                how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-                (folder / "ended").write_text(how)
+                end_all(below)
+                (folder / "ended").write_text(how_ended(code))
 
 
 def main() -> None:
@@ -126,7 +144,7 @@ def main() -> None:
     try:
         watch(int(parent), folder, command)
     finally:
-        end_tree()
+        end_all(below)
         if fate == "remove":
             shutil.rmtree(folder, ignore_errors=True)
 

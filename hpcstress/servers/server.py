@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -17,7 +18,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     import numpy as np
+    import psutil
 
+# What every process of a server inherits, and nothing else has: it is drawn by lot for each server.
+_MARK = "HPCSTRESS_SERVER"
 _TAIL_BYTES, _TAIL_LINES = 16384, 12
 _UNPRINTABLE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[^\n\x20-\x7e\xa0-\U0010ffff]")
 
@@ -50,6 +54,8 @@ class Server:
         self._recipe = recipe
         self._folder = folder
         self._keep = keep
+        self._mark = secrets.token_hex(16)
+        self._orphans = 0
         self._last_obituary: str | None = None
         self._last_samples = ""
         for file, content in recipe.files.items():
@@ -69,7 +75,7 @@ class Server:
                 stdin=subprocess.PIPE,
                 stdout=self._log,
                 stderr=self._log,
-                env={**recipe.environment, "TMPDIR": str(folder)},
+                env={**recipe.environment, "TMPDIR": str(folder), _MARK: self._mark},
                 start_new_session=True,
             )
             self._files = files.pop_all()
@@ -92,7 +98,11 @@ class Server:
             return self._last_obituary
         how = _end(self._ended)
         if not how and (code := self._guard.poll()) is not None:
-            how = f"lost its guard, which ended with exit code {code}"
+            from hpcstress.servers.guard import how_ended
+
+            how = f"lost its guard, which {how_ended(code)}"
+        if self._orphans:
+            how += f"; still running, and ended by hpcstress: {self._orphans} of its processes"
         return f"The server {self.name} {how}. Its last lines:\n{self.last_lines()}" if how else None
 
     def pids(self) -> list[int]:
@@ -125,7 +135,12 @@ class Server:
         self._last_obituary = self.obituary()
         assert self._guard.stdin is not None
         self._guard.stdin.close()
-        self._guard.wait()
+        if self._guard.wait():
+            # A guard that was killed has ended nobody, and whom it guarded has no parent any more that knows him.
+            from hpcstress.servers.guard import end_all
+
+            self._orphans = end_all(lambda: _bearing(self._mark))
+            self._last_obituary = self.obituary()
         self._last_samples = _end(self._samples)
         self._files.close()
         if not self._keep:
@@ -139,6 +154,20 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def _bearing(mark: str) -> list[psutil.Process]:
+    """Return every process with the mark of one server: a number alone may be another process's by now."""
+    import psutil
+
+    found = []
+    for pid in psutil.pids():
+        # Others' processes do not show their environment, and one that has ended has none any more.
+        with suppress(psutil.Error, OSError):
+            process = psutil.Process(pid)
+            if process.environ().get(_MARK) == mark:
+                found.append(process)
+    return found
 
 
 def _end(file: FileIO, most: int = 2**30) -> str:

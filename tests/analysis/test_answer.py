@@ -144,11 +144,31 @@ def test_a_step_whose_audit_found_losses_is_not_taken(loss: str) -> None:
     )
 
 
-@pytest.mark.parametrize("finding", ["ghosts", "unread"])
-def test_ghosts_and_what_could_not_be_read_are_no_losses(finding: str) -> None:
-    answer = answer_of(played(step(10)), 1.0, audited({"step": 0, "checked": 10, "intact": 8, finding: 2}))
+UNREAD = "2 of 10 runs unread, which may have lost something that was acknowledged"
 
-    assert answer.startswith("Takes at least 10")
+
+@pytest.mark.parametrize(
+    ("findings", "reservation"),
+    [
+        ({}, ""),
+        ({"unread": 2}, f" But the audit left {UNREAD}."),
+        ({"ghosts": 1}, " But the audit found 1 ghost run."),
+        ({"unread": 2, "ghosts": 2000}, f" But the audit left {UNREAD}, and found 2,000 ghost runs."),
+    ],
+)
+def test_ghosts_and_unread_runs_are_no_losses_and_the_answer_is_not_given_without_them(
+    findings: dict[str, int], reservation: str
+) -> None:
+    audit = audited({"step": 0, "checked": 6, **findings}, {"step": 1, "checked": 4})
+
+    assert answer_of(played(step(10)), 1.0, audit) == (
+        "Takes at least 10 parallel runs, the largest step tried, with a p99 of 0.10 s and no errors." + reservation
+    )
+    assert answer_of(played(step(10, p99=4200)), 1.0, audit).endswith("the objective of 1 s." + reservation)
+
+
+def test_one_run_that_fails_at_one_request_is_told_in_the_singular() -> None:
+    assert "(1 of 1 request): " in answer_of(played(step(1, failed={Outcome.timeout: 1})), 1.0, audited())
 
 
 def test_a_step_of_which_runs_are_missing_is_not_taken() -> None:
@@ -158,7 +178,7 @@ def test_a_step_of_which_runs_are_missing_is_not_taken() -> None:
 
     answer = answer_of(measure(frame_of(attempts, steps)).steps, 1.0, audited())
 
-    assert answer == f"{NOT_EVEN_10} 3 of 10 runs did not come to their end."
+    assert answer == f"{NOT_EVEN_10} 3 of 10 runs did not come to an end."
 
 
 GHOST = "1 ghost (a run that exists twice or that nobody asked for) turned up."

@@ -35,6 +35,8 @@ def test_export_prints_the_files_that_it_wrote(usual_result: Path, tmp_path: Pat
         (["report", "--depth", "3"], USAGE),
         (["export", "result.h5", "--format", "xlsx"], USAGE),
         (["frobnicate"], USAGE),
+        (["report", "result.h5", "--output="], USAGE),
+        (["export", "result.h5", "--output", " "], USAGE),
         (["report", "missing.h5"], FAILED),
         (["export", "missing.h5"], FAILED),
     ],
@@ -45,6 +47,16 @@ def test_what_cannot_be_done_is_one_line_and_a_code(words: list[str], code: int,
     out, err = capsys.readouterr()
     assert out == ""
     assert len(err.strip().splitlines()) == 1
+
+
+def test_an_address_in_place_of_a_file_does_not_give_its_password_away(capsys) -> None:
+    assert main(["report", "http://me:pa55word@mlflow.example/result.h5"]) == FAILED
+    assert main(["report", "--outputt=http://mlflow.example/?pa55word"]) == USAGE
+
+    err = capsys.readouterr().err
+    assert "http:/***@mlflow.example/result.h5" in err
+    assert "http://mlflow.example/?***" in err
+    assert "pa55word" not in err
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(usual_result: Path, tmp_path: Path, capsys) -> None:

@@ -4,12 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from analysis.summary import summary
-from tests.analysis.results import rows, write
+from tests.analysis.results import rows, story, write
 
 
 def test_the_summary_is_the_verdict_the_answer_the_audit_the_notes_and_a_small_table(usual_result: Path) -> None:
-    verdict, answer, audit, note, empty, head, *table = summary(usual_result).splitlines()
+    verdict, answer, audit, note, empty, head, *table, worst = summary(usual_result).splitlines()
 
     assert verdict.startswith("VALID: 4 ranks delivered every attempt")
     assert answer.startswith("Takes 30 parallel runs")
@@ -19,6 +21,11 @@ def test_the_summary_is_the_verdict_the_answer_the_audit_the_notes_and_a_small_t
     assert head.split() == ["runs", "repeats", "duration", "answers/s", "p50", "p99", "failed"]
     assert [line.split()[0] for line in table] == ["10", "30", "100"]
     assert len({len(line) for line in [head, *table]}) == 1
+    assert worst == "Each figure is that of the worst repeat; failures are those of all repeats."
+
+
+def test_where_nothing_was_repeated_nothing_is_said_of_repeats(tmp_path: Path) -> None:
+    assert summary(story(tmp_path / "r.h5", runs=(2, 3), repeats=1)).splitlines()[-1].split()[0] == "3"
 
 
 def test_what_servers_said_does_not_reach_the_terminal_as_commands(tmp_path: Path) -> None:
@@ -26,6 +33,14 @@ def test_what_servers_said_does_not_reach_the_terminal_as_commands(tmp_path: Pat
 
     assert "\x1b" not in text
     assert text.count("]0;gone twice over\n") == 10
+
+
+@pytest.mark.parametrize(("notes", "more"), [(10, None), (11, "1 more note"), (1010, "1,000 more notes")])
+def test_notes_that_are_not_shown_are_counted(tmp_path: Path, notes: int, more: str | None) -> None:
+    lines = summary(write(tmp_path / "r.h5", rows([]), {}, notes=["word"] * notes)).splitlines()
+
+    assert lines.count("word") == 10
+    assert lines[13:] == ([f"And {more} in the report."] if more else [])
 
 
 def test_the_summary_of_nothing_is_short(tmp_path: Path) -> None:

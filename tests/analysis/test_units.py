@@ -64,12 +64,6 @@ def test_a_number_has_two_digits_or_all_before_its_point(value: float, text: str
     assert units.number(value) == text
 
 
-def test_one_thing_is_not_many() -> None:
-    assert units.count(1, "run") == "1 run"
-    assert units.count(10_000, "run") == "10,000 runs"
-    assert units.count(0, "run") == "0 runs"
-
-
 def test_what_others_said_becomes_one_harmless_line() -> None:
     assert units.plain("a\x1b[31m\nb\u202e  c") == "a [31m b c"
     assert units.plain("x" * 300, 10) == "xxxxxxxxx…"

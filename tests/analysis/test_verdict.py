@@ -155,7 +155,7 @@ def test_what_is_missing_is_named() -> None:
 def test_a_job_that_was_stopped_is_incomplete_though_all_ranks_came_to_an_end() -> None:
     (finding,) = verdict(job(complete=False)).findings
 
-    assert finding.evidence == "The job did not come to its end; its notes say why."
+    assert finding.evidence == "Not all of the plan was done; the notes say why."
 
 
 def test_a_result_without_attempts_is_incomplete() -> None:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcstress.clients.answer import outcome_of, said
+from hpcstress.clients.answer import Answer, heard, outcome_of, said
 from hpcstress.record import Outcome
 
 
@@ -58,6 +59,15 @@ def test_what_is_quoted_is_the_message_of_mlflows_json() -> None:
 )
 def test_what_is_quoted_of_anything_else_is_its_beginning(body: bytes, quoted: str) -> None:
     assert said(body) == quoted
+
+
+def test_only_what_has_come_from_the_server_is_put_into_its_mouth() -> None:
+    nothing = Answer(Outcome.closed, 0, 0, 100, 0, b"")
+    assert heard(nothing) == "no words came with it"
+    assert heard(msgspec.structs.replace(nothing, body=b"no route to host")) == "no route to host"
+    assert heard(msgspec.structs.replace(nothing, status=200, body=b"no MLflow")) == "no MLflow"
+    # Also of an answer that was cut off.
+    assert heard(msgspec.structs.replace(nothing, received=40, body=b"Service Un")) == "the server said 'Service Un'"
 
 
 @given(st.binary(max_size=2000))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -257,7 +258,8 @@ def test_a_search_that_fails_on_a_later_page_has_failed() -> None:
 
 def sentence(outcome: Outcome, status: int = 0, body: bytes = b"") -> str:
     target = from_environment("https://mlflow.example/base", HOME | {"MLFLOW_TRACKING_TOKEN": "S3cr3t"})
-    refused = refusal(target, Answer(outcome, status, 0, 0, 0, body), "signing in")
+    received = len(body) if status else 0
+    refused = refusal(target, Answer(outcome, status, 0, 0, received, body), "signing in")
     assert "S3cr3t" not in str(refused)
     return str(refused)
 
@@ -267,19 +269,23 @@ def test_every_cause_is_told_with_the_server_the_occasion_and_what_to_do(outcome
     words = sentence(outcome)
     assert words.startswith("The server https://mlflow.example/base ")
     assert "(signing in): " in words
-    assert words.endswith(".")
+    assert re.fullmatch(r"[^.?].*[^.?][.?]", words)
 
 
 def test_what_the_server_said_is_quoted_in_one_printable_line() -> None:
     assert sentence(Outcome.auth, 401, b"You are\nnot \x1b[31mauthenticated.").endswith(
-        "It said: 'You are not [31mauthenticated.'."
+        "TOKEN. It said: 'You are not [31mauthenticated.'"
     )
+    assert sentence(Outcome.malformed, 200, b"hello").endswith("of a tracking server? It said: 'hello'.")
 
 
 def test_what_this_machine_said_is_not_put_into_the_servers_mouth() -> None:
     words = sentence(Outcome.refused, 0, b"[Errno 111] Connection refused")
     assert "It said" not in words
-    assert "([Errno 111] Connection refused)" in words
+    assert words.endswith("--uri. ([Errno 111] Connection refused)")
+    target = from_environment("https://mlflow.example", HOME)
+    ours = refusal(target, Answer(Outcome.malformed, 200, 0, 0, 0, b"the same page for ever"), "reading")
+    assert str(ours).endswith("tracking server? (the same page for ever)")
 
 
 def test_a_status_that_has_no_meaning_here_is_told_as_it_is() -> None:

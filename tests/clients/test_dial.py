@@ -338,6 +338,16 @@ def test_a_refusing_proxy_is_quoted_and_the_password_is_not(trusted: Path) -> No
     )
 
 
+def test_a_refusal_that_ends_with_a_full_stop_gets_no_other(trusted: Path) -> None:
+    async def scene() -> None:
+        async with http_server(ANSWER) as server, http_server(reply(b"", "403 Not from here.")) as proxy:
+            server.scheme = "https"
+            with pytest.raises(ConnectionError, match=r"was refused: HTTP/1\.1 403 Not from here\.$"):
+                await ask(tunnelled(server, proxy, trusted))
+
+    play(scene())
+
+
 @pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200", b"x" * (1 << 17)], ids=["nothing", "half", "no end"])
 def test_a_proxy_that_says_nothing_of_use_is_left(said: bytes, trusted: Path) -> None:
     async def mumble(_peer: Peer, _connection: int, streams: Streams) -> None:

@@ -26,7 +26,7 @@ from hpcstress.recover import recover
 from hpcstress.result import Result, Rows
 from hpcstress.schedule import WARMUP
 from tests.fake_mlflow import serving
-from tests.jobs import SMALL
+from tests.jobs import SMALL, mortal
 from tests.mpi.launch import ROOT, Launched, launched, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -206,7 +206,7 @@ def test_when_the_server_is_killed_the_job_ends_by_itself_with_all_that_was_ackn
     for number in range(6):
         folder, tally = RunFolder(tmp_path / str(number)), tmp_path / f"{number}.tally"
         server = subprocess.Popen(
-            [sys.executable, "-m", "tests.fake_mlflow", "--tally", str(tally)],
+            mortal([sys.executable, "-m", "tests.fake_mlflow", "--tally", str(tally)]),
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,

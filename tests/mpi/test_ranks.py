@@ -42,7 +42,7 @@ def test_a_rank_that_fails_ends_the_job_with_its_traceback(tmp_path: Path) -> No
         assert (code, told) == (1, "")
         assert complaints.count("Traceback") == 1
         assert "RuntimeError: tripped over a wire\n" in complaints
-        assert f"rank 2 on {HOST} failed: the job ends on all 3 ranks." in complaints
+        assert f"rank 2 on {HOST} failed: the job of 3 ranks ends." in complaints
         job.until_gone()
 
 
@@ -64,7 +64,7 @@ def test_ranks_that_refuse_together_are_not_aborted(tmp_path: Path) -> None:
         code, _, complaints = job.end()
         assert code == 1
         assert complaints.count("hpcstress.errors.Refusal: Nobody goes on.") == 3
-        assert "the job ends on all" not in complaints
+        assert " failed: the job" not in complaints
         job.until_gone()
 
 

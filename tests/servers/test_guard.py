@@ -23,7 +23,7 @@ Start = Callable[..., subprocess.Popen[bytes]]
 GUARD = """
 import runpy, sys
 namespace = runpy.run_path({path!r})
-namespace["end_tree"].__globals__["_GRACE"] = 0.3
+namespace["end_all"].__globals__["_GRACE"] = 0.3
 namespace["main"]()
 """
 

@@ -13,6 +13,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -233,6 +234,60 @@ def test_what_a_killed_guard_leaves_is_removed(server: Server, temporary: Path) 
     psutil.Process(server.pids()[0]).parent().kill()
     server.stop()
     assert list(temporary.iterdir()) == []
+
+
+ORPHANS = """
+    import signal, subprocess, sys, time
+    sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+    subprocess.Popen(sleep)
+    subprocess.Popen(sleep, start_new_session=True)
+    subprocess.Popen([*sleep, "deaf"], preexec_fn=lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN))
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_server_that_has_lost_its_guard_and_its_first_process_is_ended_and_nobody_else_is(
+    little: Little,
+    use: Callable[[Recipe], None],
+    temporary: Path,
+    eventually: Eventually,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # A process that ignores SIGTERM is waited for in vain.
+    monkeypatch.setattr("hpcstress.servers.guard._GRACE", 0.3)
+    use(little(textwrap.dedent(ORPHANS)))
+    with servers.start("little") as server:
+        first, *workers = [psutil.Process(pid) for pid in server.pids()]
+        [folder] = temporary.iterdir()
+        # Somebody is in the folder, and has its name in a variable.
+        stranger = subprocess.Popen(["sleep", "600"], cwd=folder, env={**os.environ, "TMPDIR": str(folder)})
+        try:
+            guard = first.parent()
+            guard.kill()
+            first.kill()
+            eventually(lambda: not runs(first))
+            assert len(workers) == 3
+            assert all(runs(worker) for worker in workers)
+            server.stop()
+            assert not any(runs(worker) for worker in workers)
+            assert stranger.poll() is None
+        finally:
+            stranger.kill()
+            stranger.wait()
+    assert list(temporary.iterdir()) == []
+    assert server.obituary() == (
+        "The server little lost its guard, which was killed by SIGKILL; still running, and ended by hpcstress: "
+        "3 of its processes. Its last lines:\n    ready"
+    )
+
+
+def runs(process: psutil.Process) -> bool:
+    # Whether init waits for orphans that have ended is nobody's business here.
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_samples_grow_and_can_be_read_after_the_end(server: Server, eventually: Eventually) -> None:
@@ -456,3 +511,18 @@ def test_mlflow_that_loses_its_first_process_is_ended_and_reported(eventually: E
         eventually(server.obituary)
         assert not any(process.is_running() for process in processes)
         assert server.obituary().startswith("The server mlflow was killed by SIGKILL. Its last lines:\n")
+
+
+@pytest.mark.slow
+def test_nothing_is_left_of_mlflow_when_its_guard_and_its_first_process_are_killed(eventually: Eventually) -> None:
+    with servers.start("mlflow", workers=2, say=str) as server:
+        first, *others = [psutil.Process(pid) for pid in server.pids()]
+        first.parent().kill()
+        first.kill()
+        eventually(lambda: not runs(first))
+        assert any(runs(process) for process in others)
+        server.stop()
+        assert not any(runs(process) for process in others)
+    assert server.obituary().startswith("The server mlflow lost its guard, which was killed by SIGKILL; still running")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", urlsplit(server.uri).port))
