@@ -27,9 +27,9 @@ run: setup
 test: lint
 	$(BIN)/python -m pytest
 
-# What takes less than a minute.
+# What takes less than a minute: no real servers, no MPI, and fewer examples of each law.
 quick: setup
-	$(BIN)/python -m pytest -m 'not slow' -q
+	$(BIN)/python -m pytest -m 'not slow' -q --hypothesis-profile=quick
 
 lint: setup
 	$(BIN)/ruff check .

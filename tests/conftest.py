@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +11,14 @@ from hpcstress.servers import Server
 
 # How long an example takes says something about the machine, and nothing about the law.
 settings.register_profile("hpcstress", deadline=None)
+settings.register_profile("quick", deadline=None, max_examples=30)
 settings.load_profile("hpcstress")
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector, which runs at the beginning of every step, not look at all of pytest each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

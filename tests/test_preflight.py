@@ -219,20 +219,29 @@ def test_the_number_of_ranks_that_is_offered_is_enough_and_the_least(times: int,
 @pytest.mark.parametrize(
     ("limit", "advice"),
     [
-        (300, "use 10 ranks or more, or raise `ulimit -n`"),
         (201, "use 1,000 ranks or more, or raise `ulimit -n`"),
         # Not even one run has room: no number of ranks is enough.
         (200, "raise `ulimit -n`"),
         (150, "raise `ulimit -n`"),
     ],
 )
-def test_too_few_open_files_are_told_before_anything_is_sent(limit: int, advice: str) -> None:
+def test_ranks_are_offered_where_a_rank_has_room_for_a_run(
+    monkeypatch: pytest.MonkeyPatch, limit: int, advice: str
+) -> None:
+    monkeypatch.setattr("hpcstress.preflight.open_files_limit", lambda: limit)
+    with pytest.raises(Refusal) as refusal:
+        check_open_files(1000, 1)
+    assert str(refusal.value).endswith(f"1,200 files on each, the limit is {limit}: {advice}.")
+
+
+def test_too_few_open_files_are_told_before_anything_is_sent() -> None:
     code = (
-        f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (100, {limit}));"
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (200, 300));"
         "from hpcstress.cli import main; main(['--client=null', '--runs=10,1000', '--output=never-made'])"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (told.returncode, told.stdout) == (1, "")
     assert told.stderr == (
-        f"1,000 runs at once on 1 rank would open 1,200 files on each, the limit is {limit}: {advice}.\n"
+        "1,000 runs at once on 1 rank would open 1,200 files on each, the limit is 300: "
+        "use 10 ranks or more, or raise `ulimit -n`.\n"
     )

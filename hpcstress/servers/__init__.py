@@ -19,6 +19,7 @@ _RECIPES: dict[str, Callable[[int], Recipe]] = {"mlflow": mlflow.recipe}
 NAMES: tuple[str, ...] = tuple(_RECIPES)
 
 _PATIENCE = 180.0
+_FIRST_WORD = 2.0
 
 
 def start(
@@ -70,7 +71,7 @@ def _private(name: str, folder: Path | None) -> Path:
 
 
 def _wait(server: Server, say: Callable[[str], None], check: Callable[[], object]) -> None:
-    began, next_word = time.monotonic(), 2.0
+    began, next_word = time.monotonic(), _FIRST_WORD
     while not server.ready():
         check()
         waited = time.monotonic() - began

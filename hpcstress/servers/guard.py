@@ -27,6 +27,7 @@ import psutil
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _GRACE = 5.0
+_PERIOD = 1.0
 
 
 def census(least_cpu: float) -> tuple[int, float, int]:
@@ -123,7 +124,7 @@ def watch(parent: int, folder: Path, command: list[str]) -> None:
                 # A full disk is the server's to suffer and to report, not a reason to end it.
                 with contextlib.suppress(OSError):
                     samples.write(f"\n{time.time():.3f} {processes} {cpu:.2f} {rss} .".encode())
-                due = now + 1
+                due = now + _PERIOD
             readable, _, _ = select.select([sys.stdin, woken], [], [], due - now)
             if sys.stdin in readable:
                 return

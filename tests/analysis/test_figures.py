@@ -52,7 +52,7 @@ def drawn(frame: Frame) -> Iterator[tuple[str, Figure]]:
 
 def overlapping(figure: Figure) -> list[tuple[str, str]]:
     """Return the pairs of visible texts that cover each other, after the figure has been laid out."""
-    FigureCanvasAgg(figure).draw()
+    figure.draw_without_rendering()
     hidden = {text for axes in figure.axes if not axes.get_visible() for text in axes.findobj(Text)}
     for axis in [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]:
         low, high = sorted(axis.get_view_interval())

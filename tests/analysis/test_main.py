@@ -7,17 +7,15 @@ from pathlib import Path
 import pytest
 
 from analysis.__main__ import main
+from analysis.summary import summary
 from hpcstress.errors import FAILED, OK, USAGE
+from tests.analysis.conftest import Told
 
 
-def test_report_prints_the_summary_and_where_the_page_is(usual_result: Path, tmp_path: Path, capsys) -> None:
-    assert main(["report", str(usual_result), "--output", str(tmp_path)]) == OK
-
-    out, err = capsys.readouterr()
-    assert "Takes 30 parallel runs" in out
-    assert out.splitlines()[-1] == f"The report is {tmp_path / 'report.html'}"
-    assert err == ""
-    assert (tmp_path / "report.html").is_file()
+def test_report_prints_the_summary_and_where_the_page_is(usual_report: Told, usual_result: Path) -> None:
+    assert usual_report.code == OK
+    assert usual_report.words.startswith(summary(usual_result))
+    assert usual_report.words.splitlines()[-1] == f"The report is {usual_result.parent}/report/report.html"
 
 
 def test_export_prints_the_files_that_it_wrote(usual_result: Path, tmp_path: Path, capsys) -> None:

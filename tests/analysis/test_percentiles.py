@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from itertools import accumulate
 
 import numpy as np
 import pytest
@@ -47,18 +48,19 @@ def test_percentiles_are_not_averaged_when_parts_are_merged() -> None:
     assert merge([quick, slow]).at(0.95) == 100e-9
 
 
-def at_most(successes: int, count: int, chance: Fraction) -> Fraction:
-    return sum(
-        (math.comb(count, k) * chance**k * (1 - chance) ** (count - k) for k in range(successes + 1)), Fraction(0)
-    )
+def binomial(count: int, chance: Fraction) -> list[Fraction]:
+    """Return the chance of at most 0, 1, ... successes, exactly."""
+    exactly = (math.comb(count, k) * chance**k * (1 - chance) ** (count - k) for k in range(count + 1))
+    return [*accumulate(exactly)]
 
 
 @settings(deadline=None)
 @given(st.integers(1, 60), levels)
 def test_the_interval_is_the_exact_binomial_one(count: int, level: float) -> None:
     tail, chance = Fraction(1, 40), Fraction(str(level))
-    low = max((rank for rank in range(1, count + 1) if at_most(rank - 1, count, chance) <= tail), default=1)
-    high = min((rank for rank in range(1, count + 1) if at_most(rank - 1, count, chance) >= 1 - tail), default=count)
+    at_most = binomial(count, chance)
+    low = max((rank for rank in range(1, count + 1) if at_most[rank - 1] <= tail), default=1)
+    high = min((rank for rank in range(1, count + 1) if at_most[rank - 1] >= 1 - tail), default=count)
 
     assert interval_ranks(count, level) == (low, high)
 

@@ -13,6 +13,7 @@ from analysis.frame import read
 from analysis.report import write_report
 from analysis.statistics import measure
 from hpcstress.errors import Refusal, UsageRefusal
+from tests.analysis.conftest import Told
 from tests.analysis.results import rows, usual, write
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=http://evil.example/x onerror=alert(2)> $x_"
@@ -45,9 +46,9 @@ class Page(HTMLParser):
         self.text += " " if tag in ("td", "th") else ""
 
 
-@pytest.fixture(scope="module")
-def page(usual_result: Path) -> Path:
-    return write_report([usual_result])
+@pytest.fixture
+def page(usual_report: Told) -> Path:
+    return Path(usual_report.words.splitlines()[-1].removeprefix("The report is "))
 
 
 @pytest.fixture(scope="module")

@@ -102,6 +102,7 @@ def test_a_failed_request_is_recorded_and_ends_its_run(journal: Journal) -> None
     assert len(bad) == failed
     assert set(bad["outcome"]) == {Outcome.server_error}
     assert set(bad["status"]) == {500}
+    assert (bad["end"] > bad["start"]).all()
     for run in range(50):
         mine = rows[rows["run"] == run]
         first = next((seq for seq in range(REQUESTS) if null.fails(run, seq)), REQUESTS - 1)

@@ -189,16 +189,17 @@ def test_a_start_that_is_called_off_leaves_nothing(
 
 
 def test_a_slow_start_is_spoken_of_and_a_quick_one_is_not(
-    little: Little, use: Callable[[Recipe], None], temporary: Path
+    little: Little, use: Callable[[Recipe], None], temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
     use(little())
     servers.start("little", say=said.append).stop()
     assert said == []
+    monkeypatch.setattr(servers, "_FIRST_WORD", 0.01)
     asked = itertools.count()
     use(little(ready=lambda _: bool(said) and next(asked) == 3))
     servers.start("little", say=said.append).stop()
-    assert said == ["The server little is starting, 2 s so far; 10 to 60 s are usual."]
+    assert said == ["The server little is starting, 0 s so far; 10 to 60 s are usual."]
 
 
 def test_a_server_that_runs_has_no_obituary_and_gets_none_from_being_stopped(server: Server) -> None:
