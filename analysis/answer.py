@@ -120,7 +120,8 @@ def _what_broke(size: _Size, objective: float) -> str:
         happened, remedy = advice(cause)
         return f"{happened}{some} ({causes[cause]:,} of {count(tried, noun)}{besides}): {remedy}"
     if size.lost:
-        return f"{count(size.lost, 'run')} had lost something that the server had acknowledged{some}"
+        held = count(size.lost, "run")
+        return f"{held} lacked something that the server had acknowledged, or held something else{some}"
     unfinished = sum(step.size - step.runs_finished for step in size.steps)
     if unfinished:
         return f"{unfinished:,} of {count(sum(step.size for step in size.steps), 'run')} did not come to an end{some}"

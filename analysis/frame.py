@@ -143,7 +143,9 @@ def _options(result: Result) -> tuple[dict[str, Scalar], float]:
     """Return the plan's options, defaults included, and its objective in seconds."""
     # Not through `Plan` itself: a result outlives the options of the hpcstress that wrote it.
     try:
-        options = {**Plan().as_mapping(), **tomllib.loads(result.plan_toml)}
+        # A plan that was lost says nothing: its ladder least of all.
+        unknown: dict[str, Scalar] = {} if result.plan_toml else {"runs": []}
+        options = {**Plan().as_mapping(), **unknown, **tomllib.loads(result.plan_toml)}
         return options, read_positive_seconds(options["objective"])
     except (tomllib.TOMLDecodeError, UsageRefusal) as error:
         raise Refusal(f"{result.path} is damaged at its plan ({str(error).rstrip('.')}).") from None

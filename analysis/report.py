@@ -6,6 +6,7 @@ import base64
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,21 @@ from analysis.summary import summary
 from analysis.tables import tables, write_csv
 from analysis.timeline import timeline
 from analysis.verdict import judge
-from hpcstress.errors import UsageRefusal
+from hpcstress.errors import Refusal, UsageRefusal
 from hpcstress.plan import OPTIONS, Plan, flag
 
 __all__ = ["summary", "write_report"]
 
 PAGE = "report.html"
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        why = f"{error.strerror or error}: choose another folder with --output, or make room"
+        raise Refusal(f"The report in {folder} cannot be written ({why}).") from None
 
 
 def write_report(results: Sequence[Path], folder: Path | None = None) -> Path:
@@ -38,13 +48,14 @@ def write_report(results: Sequence[Path], folder: Path | None = None) -> Path:
     if not results:
         raise UsageRefusal("There is nothing to report on: give the path of at least one result.")
     folder = results[0].parent / "report" if folder is None else folder
-    sections = []
-    for number, path in enumerate(results, 1):
-        home = folder if len(results) == 1 else folder / str(number)
-        home.mkdir(parents=True, exist_ok=True)
-        sections.append(_section(path, home, str(home.relative_to(folder)), f"result-{number}"))
     page = folder / PAGE
-    page.write_text(_template().render(sections=sections), encoding="utf-8")
+    with _writing(folder):
+        sections = []
+        for number, path in enumerate(results, 1):
+            home = folder if len(results) == 1 else folder / str(number)
+            home.mkdir(parents=True, exist_ok=True)
+            sections.append(_section(path, home, str(home.relative_to(folder)), f"result-{number}"))
+        page.write_text(_template().render(sections=sections), encoding="utf-8")
     return page
 
 

@@ -28,6 +28,7 @@ class StepStatistics:
     between the two within a run: the generator's own. `connect` is the time to make a connection, `run_duration` that
     from a run's due instant to the end of its last attempt. `first_failure` is when the first attempt failed, and
     `recovery` how long it took from then to the next good answer to a request sent after it; None where there was none.
+    `start_delay` is how long after its due instant a run began, `at_once` how many were under way when they were most.
     """
 
     step: int
@@ -37,6 +38,7 @@ class StepStatistics:
     duration: float
     first_done: float
     runs_finished: int
+    at_once: int
     runs_per_second: float
     requests: int
     requests_per_second: float
@@ -44,6 +46,7 @@ class StepStatistics:
     response: Percentiles
     run_duration: Percentiles
     lateness: Percentiles
+    start_delay: Percentiles
     connect: Percentiles
     failed: int
     failed_requests: Mapping[str, int]
@@ -126,7 +129,7 @@ def _step(row: Any, attempts: Columns, service: Sample) -> StepStatistics:
     start, end, due = attempts["start"], attempts["end"], attempts["due"]
     good = attempts["outcome"] == Outcome.ok
     request = attempts["op"] != Operation.connect
-    runs_due, _, runs_end = run_spans(attempts)
+    runs_due, runs_begin, runs_end = run_spans(attempts)
     last_done = row["last_done"] if row["last_done"] >= 0 or not len(end) else end.max()
     duration = _seconds(last_done)
     first_failure, recovery = _failure_and_recovery(attempts, good, request)
@@ -138,6 +141,7 @@ def _step(row: Any, attempts: Columns, service: Sample) -> StepStatistics:
         duration=duration,
         first_done=_seconds(row["first_done"]),
         runs_finished=int(row["runs_finished"]),
+        at_once=_most_at_once(runs_begin, runs_end),
         runs_per_second=_rate(int(row["runs_finished"]), duration),
         requests=len(service),
         requests_per_second=_rate(int(np.count_nonzero(good & request)), duration),
@@ -146,6 +150,7 @@ def _step(row: Any, attempts: Columns, service: Sample) -> StepStatistics:
         run_duration=Sample(runs_end - runs_due).percentiles(),
         # A run's first attempt waits for its turn at the common start; what follows waits for the generator alone.
         lateness=Sample((start - due)[request & (attempts["seq"] > 0)]).percentiles(),
+        start_delay=Sample(runs_begin - runs_due).percentiles(),
         connect=Sample((end - start)[~request]).percentiles(),
         failed=int(np.count_nonzero(~good)),
         failed_requests=_by_cause(attempts["outcome"][~good & request]),
@@ -153,6 +158,14 @@ def _step(row: Any, attempts: Columns, service: Sample) -> StepStatistics:
         first_failure=first_failure,
         recovery=recovery,
     )
+
+
+def _most_at_once(begin: Values, end: Values) -> int:
+    """Return how many runs were under way together when they were most."""
+    if not len(begin):
+        return 0
+    ended = np.searchsorted(np.sort(end), np.sort(begin), side="right")
+    return int((np.arange(1, len(begin) + 1) - ended).max())
 
 
 def _failure_and_recovery(attempts: Columns, good: Values, request: Values) -> tuple[float | None, float | None]:

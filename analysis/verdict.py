@@ -2,14 +2,16 @@
 
 VALID is what is left when none of these holds for any step:
 
-CLIENT-BOUND: the generator, and not the server, may have made the numbers. Three observations say so, each compared
-with the latencies of the same step, because a millisecond matters beside 5 ms and not beside 5 s:
+CLIENT-BOUND: the generator, and not the server, may have made the numbers. Four observations say so, compared with
+the latencies of the same step, because a millisecond matters beside 5 ms and not beside 5 s:
 
 * Lateness. A run sends its next request as soon as the one before has ended; what it is late is load that was not
   offered. Like is compared with like: its p99 must stay below a tenth of the service time's p99, its p50 below a
   tenth of the p50. Beyond that, runs were played at less than 90 % of the speed of a real job.
 * Loop lag. An answer is stamped when the event loop gets to it, so service times contain the loop's lag; it is
   compared in the same way.
+* Beginnings. Runs that were to begin at once have to be under way at once: fewer than nine in ten of them together,
+  because the generator needed so long to begin them all, is not the load that the step is named after.
 * CPU. A rank that used more than 90 % of a core during a step has no room left in which to be on time.
 
 Below a millisecond nothing is called late: that is what a busy node's scheduler does to anybody, and MLflow does not
@@ -40,6 +42,7 @@ from hpcstress.result import Rows
 SHARE = 0.1
 NOTICEABLE = 1e-3
 CPU_SHARE = 0.9
+TOGETHER = 0.9
 
 
 class Value(StrEnum):
@@ -95,6 +98,7 @@ def measurement(frame: Frame, steps: tuple[StepStatistics, ...]) -> tuple[Findin
         (Value.INCOMPLETE, _incomplete(frame)),
         (Value.CLOCK_UNSURE, _clock_unsure(frame, steps)),
         (Value.CLIENT_BOUND, _late(steps)),
+        (Value.CLIENT_BOUND, _apart(steps)),
         (Value.CLIENT_BOUND, _lagging(frame, steps)),
         (Value.CLIENT_BOUND, _out_of_cpu(frame, steps)),
     )
@@ -155,6 +159,24 @@ def _late(steps: tuple[StepStatistics, ...]) -> str:
         f"The generator was late: at {_where(step)} the {level} of its delays was {seconds(delay)}, "
         f"beside a service time of {seconds(service)} ({level}){_of_all([found[-1] for found in late], steps)}."
     )
+
+
+def _apart(steps: tuple[StepStatistics, ...]) -> str:
+    apart = [step for step in steps if step.at_once < TOGETHER * step.size and _began_late(step)]
+    if not apart:
+        return ""
+    step = min(apart, key=lambda step: step.at_once / step.size)
+    return (
+        f"The generator did not begin all runs at once: at {_where(step)} no more than {step.at_once:,} were under way "
+        f"together, the last of them began {seconds(step.start_delay.p99.value)} late (p99)"
+        f"{_of_all(apart, steps)}: use more ranks."
+    )
+
+
+def _began_late(step: StepStatistics) -> bool:
+    # Runs that the server ends at once are not together either: that is no fault of who began them.
+    took = step.run_duration.p50.value - step.start_delay.p50.value
+    return step.start_delay.p99.value > max(NOTICEABLE, took / 2)
 
 
 def _lagging(frame: Frame, steps: tuple[StepStatistics, ...]) -> str:

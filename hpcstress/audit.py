@@ -168,7 +168,12 @@ class Auditor:
         async with Api(self._dialer, self._timeout) as api:
             try:
                 async for run in api.search_runs(self._experiment_id, condition):
+                    if self._given_up():
+                        raise Refusal("Reading back was stopped by a signal.")
                     tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
+                    if (tags[SESSION_TAG], tags[STEP_TAG]) != (self._content.session, str(step.number)):
+                        # The server takes no notice of the filter: those are of another step, or somebody's.
+                        continue
                     listed.setdefault(int(tags[RUN_TAG]), []).append(str(run["info"]["run_id"]))
             except Failed as failure:
                 raise refused(api.target, failure.answer, "reading the runs back") from None
@@ -243,6 +248,8 @@ def audit_result(world: World, path: Path, environment: Mapping[str, str], say: 
         with Result(path) as result:
             if "experiment_id" not in result.facts:
                 raise UsageRefusal(f"The job of {path} had no server: there is nothing to read back.")
+            if not result.plan_toml:
+                raise UsageRefusal(f"{path} holds no plan: nobody knows what to expect, nothing can be read back.")
             rows = result.rows(("step", "run", "op", "outcome"))
             return result.facts, from_toml(result.plan_toml)
 

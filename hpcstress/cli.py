@@ -146,6 +146,8 @@ def _conclude(result: Path) -> None:
         report = write_report([result], None)
     except KeyboardInterrupt:
         raise Interruption(f"The report was not finished. The result is whole: hpcstress report {result}") from None
+    except Refusal as refusal:
+        raise Refusal(f"{refusal} The result is whole: hpcstress report {result} --output FOLDER") from None
     print(f"Report:   {report}\nPictures: {report.parent}/*.png\n")
     print(summary(result))
 
@@ -194,9 +196,14 @@ def serve(name: Annotated[str, Parameter(help="Which server to start.")] = "mlfl
     from hpcstress import servers
 
     ended = threading.Event()
+
+    def check() -> None:
+        if ended.is_set():
+            raise Interruption("Stopped before the server was ready.")
+
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
-    with servers.start(name, say=_tell) as server:
+    with servers.start(name, say=_tell, check=check) as server:
         for variable, value in server.environment.items():
             print(f"export {variable}={shlex.quote(value)}")
         sys.stdout.flush()

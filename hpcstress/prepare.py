@@ -66,7 +66,7 @@ def prepare(
         stop.check()
         setup.facts |= _facts(world, environment)
         folder.write_plan(plan.to_toml())
-        folder.note("job", facts=setup.facts)
+        folder.note("job", facts=setup.facts, plan=plan.to_toml())
     except BaseException:
         folder.remove()
         raise

@@ -37,8 +37,10 @@ def recover(folder: RunFolder) -> list[str]:
             f"The job in {folder.path} is still running: wait until it ends, or end it, then recover it. "
             "If its machine has died, recover a copy of the folder."
         )
-    plan, notes = _plan(folder)
     log = _read_log(folder)
+    plan, notes = _plan(folder, log.plan)
+    if not log.facts:
+        notes.append(f"{folder.log} does not say what the job was: steps are known from their rows alone.")
     if log.senseless:
         notes.append(f"{folder.log}: {_counted(len(log.senseless), 'line makes', 'lines make')} no sense.")
     summaries, ranks, complete = log.steps, [], set()
@@ -76,14 +78,17 @@ def recover(folder: RunFolder) -> list[str]:
     return notes
 
 
-def _plan(folder: RunFolder) -> tuple[str, list[str]]:
+def _plan(folder: RunFolder, logged: str) -> tuple[str, list[str]]:
+    """Return the plan as the log has it, else as its file has it, and what is wrong with it."""
+    if logged:
+        # What was played; somebody may have changed the file since.
+        return logged, []
     try:
         text = folder.plan.read_text("utf-8")
         tomllib.loads(text)
-    except FileNotFoundError:
-        return "", []
     except (OSError, ValueError, RecursionError) as error:
-        return "", [f"{folder.plan} cannot be read ({error}): the result is without it."]
+        why = error.strerror if isinstance(error, OSError) else error
+        return "", [f"{folder.plan} cannot be read ({why}): nobody knows the plan, and nothing can be read back."]
     return text, []
 
 
@@ -92,6 +97,7 @@ class _Log:
     """Hold what the log of a job says, and the lines that say nothing."""
 
     facts: dict[str, Any] = field(default_factory=dict)
+    plan: str = ""
     steps: dict[int, StepSummary] = field(default_factory=dict)
     audits: list[Rows] = field(default_factory=list)
     senseless: list[object] = field(default_factory=list)
@@ -103,6 +109,7 @@ def _read_log(folder: RunFolder) -> _Log:
         match event:
             case {"event": "job", "facts": dict(facts)} if _fits(facts.get("ranks", 1), TABLES["ranks"]["rank"]):
                 log.facts = facts
+                log.plan = _readable(event.get("plan"))
             case {"event": "step", "number": number, "repeat": repeat, "size": size, "began": began} if (
                 _fits(number, steps["step"])
                 and number != WARMUP
@@ -116,6 +123,13 @@ def _read_log(folder: RunFolder) -> _Log:
             case {"event": "job" | "step" | "audit"}:
                 log.senseless.append(event)
     return log
+
+
+def _readable(plan: object) -> str:
+    try:
+        return plan if isinstance(plan, str) and tomllib.loads(plan) else ""
+    except (ValueError, RecursionError):
+        return ""
 
 
 def _fits(value: object, kind: np.dtype[Any]) -> bool:

@@ -242,7 +242,7 @@ class Result:
         try:
             self._file = h5py.File(self.path, "r")
             version = int(self._file.attrs["format_version"])
-        except (OSError, KeyError) as error:
+        except (OSError, KeyError, ValueError, TypeError) as error:
             raise Refusal(
                 f"{self.path} is damaged or no hpcstress result ({_first_line(error)}): "
                 "make it anew from its journals with `hpcstress recover DIR`, if they are still there."
@@ -254,11 +254,11 @@ class Result:
         try:
             plan = self._file.attrs["plan"]
             self.plan_toml = plan.decode() if isinstance(plan, bytes) else str(plan)
-            self.facts: dict[str, Any] = json.loads(self._file.attrs["facts"])
-            self.notes: list[str] = json.loads(self._file.attrs["notes"])
+            self.facts: dict[str, Any] = dict(json.loads(self._file.attrs["facts"]))
+            self.notes: list[str] = [str(note) for note in json.loads(self._file.attrs["notes"])]
             self.complete = bool(self._file.attrs["complete"])
             self.length = int(self._file["attempts/op"].shape[0])
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, ValueError, TypeError) as error:
             raise Refusal(
                 f"{self.path} is damaged ({_first_line(error)}): make it anew with `hpcstress recover DIR`."
             ) from None
@@ -272,7 +272,10 @@ class Result:
         names = list(names)
         rows = np.zeros(self.length, [(name, RECORD[name]) for name in names])
         for name in names:
-            rows[name] = self._read(f"attempts/{name}")
+            column = self._read(f"attempts/{name}")
+            if len(column) != self.length:
+                raise Refusal(f"{self.path} is damaged at /attempts/{name}: try `hpcstress recover DIR`.")
+            rows[name] = column
         return rows
 
     def table(self, name: str) -> Rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import configparser
+import json
 import os
 import re
 import ssl
@@ -33,6 +34,8 @@ _WEB_PORTS = {"http": 80, "https": 443}
 _PROXY_PORTS = {"http": 80, "socks4": 1080, "socks4a": 1080, "socks5": 1080, "socks5h": 1080}
 _LONGEST_NAME = 253  # of DNS; SOCKS has one byte for a length, too
 _LONGEST_SOCKS_SECRET = 255
+# What is shorter would be found in any text, and its absence tell what it is.
+_SHORTEST_SECRET = 4
 
 _VISIBLE = re.compile(r"[!-~]+")
 _PRINTABLE = re.compile(r"[ -~]*")
@@ -83,6 +86,19 @@ class Target:
 
     def __reduce__(self) -> NoReturn:
         _refuse_to_travel()
+
+    def masked(self, said: bytes) -> bytes:
+        """Return what a server said without the secrets that it was sent: some repeat a request in their answer."""
+        for secret in self._secrets():
+            said = said.replace(secret, b"***")
+        return said
+
+    def _secrets(self) -> list[bytes]:
+        values = [self.authorization, self.proxy.authorization if self.proxy is not None else None]
+        words = {word for value in values if value for word in (value.partition(" ")[2], *_in_clear(value))}
+        # As JSON writes them, too. The longest first: one may be a part of another.
+        spelled = {spelling for word in words for spelling in (word, json.dumps(word)[1:-1])}
+        return [word.encode() for word in sorted(spelled, key=len, reverse=True) if len(word) >= _SHORTEST_SECRET]
 
     @property
     def relayed(self) -> bool:
@@ -322,6 +338,14 @@ def _fits_socks(username: str, password: str) -> bool:
 
 def _basic(username: str, password: str) -> str:
     return "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode("ascii")
+
+
+def _in_clear(authorization: str) -> list[str]:
+    scheme, _, value = authorization.partition(" ")
+    if scheme != "Basic":
+        return []
+    pair = base64.b64decode(value).decode()
+    return [pair, pair.partition(":")[2]]
 
 
 def _bracketed(host: str) -> str:

@@ -38,7 +38,7 @@ def test_what_is_prepared_is_written_down_before_load(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "job")
     assert from_toml(folder.plan.read_text()) == SMALL
     [event] = folder.events()
-    assert event == {"event": "job", "facts": json.loads(json.dumps(setup.facts))}
+    assert event == {"event": "job", "facts": json.loads(json.dumps(setup.facts)), "plan": SMALL.to_toml()}
     assert setup.facts["experiment_id"] == setup.experiment_id
     assert setup.facts["slurm"] == {"SLURM_JOB_ID": "42"}
     assert {"began", "host", "python", "system", "processors", "packages", "command"} <= setup.facts.keys()

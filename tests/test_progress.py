@@ -57,6 +57,8 @@ def test_failures_are_told_where_there_are_any_and_fill_the_bar_too() -> None:
 
 def test_one_run_and_one_attempt_are_not_many() -> None:
     assert line(Step(0, 0, 1), 1, [beat(1, attempts=1)], 0.0).endswith("  1/1 run finished, 1 attempt, 0.0 s")
+    many = line(Step(0, 0, 9000), 1, [beat(6000, 3000, attempts=10**6)], 0.0)
+    assert many.endswith("  6,000/9,000 runs finished, 3,000 failed, 1,000,000 attempts, 0.0 s")
 
 
 def test_the_warm_up_is_no_step() -> None:

@@ -237,6 +237,7 @@ def test_where_nobody_can_tell_the_host_all_is_masked(address: str) -> None:
 
 
 def test_an_address_without_a_secret_is_not_masked() -> None:
+    assert mask_password("http://me\n:pw@host/?token\n=S3cr3t") == "http://***@host/?***"
     for address in ("https://host:5000/path", "https://host/?", ""):
         assert mask_password(address) == address
 

@@ -368,13 +368,32 @@ def test_facts_of_any_length_are_kept(folder: RunFolder) -> None:
 def test_a_plan_that_cannot_be_read_is_told_of_and_left_out(folder: RunFolder, content: bytes, reason: str) -> None:
     play(folder, [0, 1, 2])
     folder.plan.write_bytes(content)
-    told, _ = recover(folder)
+    told, *_ = recover(folder)
     assert told.startswith(f"{folder.plan} cannot be read (")
-    assert told.endswith("): the result is without it.")
+    assert told.endswith("): nobody knows the plan, and nothing can be read back.")
     assert reason in told
     assert found(folder) == all_rows()
     with Result(folder.result) as result:
         assert result.plan_toml == ""
+
+
+def test_the_plan_that_was_played_is_that_of_the_log_whatever_its_file_holds_by_now(folder: RunFolder) -> None:
+    play(folder, [0, 1, 2])
+    played = Plan(runs=(3, 7)).to_toml()
+    folder.note("job", facts={"ranks": 3}, plan=played)
+    folder.plan.write_text("runs = [999]")
+    recover(folder)
+    with Result(folder.result) as result:
+        assert result.plan_toml == played
+
+
+def test_a_lost_plan_and_a_lost_log_are_told_of(folder: RunFolder) -> None:
+    play(folder, [0, 1, 2])
+    folder.log.unlink()
+    folder.plan.unlink()
+    notes = recover(folder)
+    assert any(note.startswith(f"{folder.plan} cannot be read (No such file") for note in notes)
+    assert any(note.startswith(f"{folder.log} does not say what the job was") for note in notes)
 
 
 def test_many_incomplete_ranks_are_counted_and_not_all_listed(folder: RunFolder) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import json
 import pickle
 import ssl
 import traceback
@@ -627,3 +628,31 @@ def test_the_stock_client_takes_the_same_proxy(
         expected = select_proxy(uri, get_environ_proxies(uri))
     proxy = from_environment(uri, environment).proxy
     assert (proxy.host if proxy else None) == (expected.removeprefix("http://") if expected else None)
+
+
+# What servers repeat.
+
+
+@given(
+    st.text(
+        st.characters(min_codepoint=33, max_codepoint=0x2FF, exclude_categories=["C"], exclude_characters=":"),
+        min_size=1,
+    ),
+    st.text(st.characters(min_codepoint=33, max_codepoint=0x2FF, exclude_categories=["C"]), min_size=4),
+    st.binary(),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_secret_survives_in_what_a_server_repeats(read: Read, user: str, password: str, around: bytes) -> None:
+    target = read(MLFLOW_TRACKING_USERNAME=user, MLFLOW_TRACKING_PASSWORD=password)
+    assert target.authorization is not None
+    encoded = target.authorization.partition(" ")[2].encode()
+    for secret in (password.encode(), json.dumps(password)[1:-1].encode(), encoded, target.authorization.encode()):
+        masked = target.masked(around + secret + around)
+        assert encoded not in masked
+        assert b"***" in masked
+
+
+def test_a_token_is_masked_and_other_words_stay(read: Read) -> None:
+    target = read(MLFLOW_TRACKING_TOKEN="abc.def-ghi")
+    assert target.masked(b"403 for Bearer abc.def-ghi, sorry") == b"403 for Bearer ***, sorry"
+    assert read().masked(b"as it was") == b"as it was"

@@ -99,8 +99,8 @@ class Api:
                 yield run
             if not page.next_page_token:
                 return
-            if page.next_page_token == token:
-                raise Failed(Answer(Outcome.malformed, 200, monotonic_ns(), 0, 0, b"the same page for ever"))
+            if page.next_page_token == token or not page.runs:
+                raise Failed(Answer(Outcome.malformed, 200, monotonic_ns(), 0, 0, b"pages without runs for ever"))
             token = page.next_page_token
 
     def close(self) -> None:
@@ -143,7 +143,7 @@ def refusal(target: Target, answer: Answer, doing: str) -> Refusal:
     """Return the one sentence about a server that refuses before any load was made."""
     meaning = _MEANING.get(answer.outcome, f"answered {answer.status or answer.outcome.name}")
     advice = _ADVICE.get(answer.outcome, "look into the server's log")
-    told = said(answer.body)
+    told = said(target.masked(answer.body))
     # Of what did not come from the server, this machine is the speaker.
     heard = ended(f" It said: {told!r}") if answer.received else f" ({told})"
     sentence = ended(f"The server {mask_password(target.uri)} {meaning} ({doing}): {advice}")

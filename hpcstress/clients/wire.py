@@ -168,7 +168,7 @@ class WireClient(Client):
             answer = self._adopt(answer)
         self._record(operation, start, answer)
         if answer.outcome is not _OK:
-            raise Failed(answer)
+            raise Failed(msgspec.structs.replace(answer, body=self._wire.target.masked(answer.body)))
 
     def _encode(self, operation: Operation, payload: Any) -> bytes:
         wire = self._wire

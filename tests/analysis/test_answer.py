@@ -140,7 +140,7 @@ def test_a_step_whose_audit_found_losses_is_not_taken(loss: str) -> None:
 
     assert answer == (
         "Takes 10 parallel runs with a p99 of 0.10 s and no errors; "
-        "at 30 2 runs had lost something that the server had acknowledged."
+        "at 30 2 runs lacked something that the server had acknowledged, or held something else."
     )
 
 

@@ -217,6 +217,23 @@ def test_a_step_in_which_nothing_was_sent_says_nothing_about_the_generator() -> 
     assert verdict(frame).values == {VALID}
 
 
+def beginnings(apart: int, took: int) -> Frame:
+    """Return a job whose hundred runs began one after the other, `apart` nanoseconds each, and took so long."""
+    attempts = rows([{"run": run, "seq": 0, "start": run * apart, "end": run * apart + took} for run in range(100)])
+    return frame_of(attempts, steps_of(attempts, [100]))
+
+
+def test_runs_that_were_not_begun_at_once_were_not_parallel() -> None:
+    [finding] = verdict(beginnings(MS, 20 * MS)).findings
+    assert finding.value is Value.CLIENT_BOUND
+    assert "at 100 runs (repeat 1) no more than 20 were under way together" in finding.evidence
+
+
+@pytest.mark.parametrize(("apart", "took"), [(MS, 1000 * MS), (MS // 200, MS // 10)])
+def test_runs_that_were_under_way_together_or_began_within_a_moment_are_as_asked(apart: int, took: int) -> None:
+    assert verdict(beginnings(apart, took)).values == {Value.VALID}
+
+
 def test_the_cpu_share_of_no_time_is_nothing() -> None:
     health = table("health", [{"cpu_seconds": 1.0}, {"cpu_seconds": 1.0, "wall_seconds": 2.0}])
 

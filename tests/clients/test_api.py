@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 from collections.abc import Awaitable, Callable
@@ -243,6 +244,15 @@ def test_a_page_without_runs_is_the_last(body: bytes) -> None:
 @pytest.mark.parametrize("body", [b"[]", b'{"runs": 3}', b'{"runs": [1]}', b'{"next_page_token": 7}', b'{"runs": {}}'])
 def test_a_page_that_makes_no_sense_is_malformed(body: bytes) -> None:
     assert failed(reply(body), found) is Outcome.malformed
+
+
+def test_a_server_that_promises_pages_and_gives_no_runs_is_malformed() -> None:
+    numbers = itertools.count()
+
+    def endless(request: Request) -> bytes:
+        return reply(b'{"runs": [], "next_page_token": "%d"}' % next(numbers))
+
+    assert failed(endless, found) is Outcome.malformed
 
 
 def test_a_server_that_gives_the_same_page_for_ever_is_malformed() -> None:

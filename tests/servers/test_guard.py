@@ -250,7 +250,8 @@ def test_a_sample_counts_processes_and_their_memory(start: Start, folder: Path, 
     assert 0.9 * rss < int(resident) < 2 * rss
 
 
-BURN = "import time\nwhile time.process_time() < 0.2: pass"
+# The kernel counts in hundredths of a second, of user and system each.
+BURN = "import time\nwhile time.process_time() < 0.3: pass"
 ORPHANED = f"""
     import os, time
     if os.fork() == 0:
@@ -274,7 +275,7 @@ def test_the_cpu_seconds_of_processes_that_have_ended_stay_in_the_sum(
     start: Start, folder: Path, eventually: Eventually, code: str
 ) -> None:
     start(code)
-    eventually(lambda: (rows := samples(folder)) and rows[-1][1] == "1" and float(rows[-1][2]) >= 0.2)
+    eventually(lambda: (rows := samples(folder)) and rows[-1][1] == "1" and float(rows[-1][2]) >= 0.25)
     seconds = [float(row[2]) for row in samples(folder)]
     assert seconds == sorted(seconds)
 

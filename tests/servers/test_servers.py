@@ -261,8 +261,9 @@ def test_a_server_that_has_lost_its_guard_and_its_first_process_is_ended_and_nob
     with servers.start("little") as server:
         first, *workers = [psutil.Process(pid) for pid in server.pids()]
         [folder] = temporary.iterdir()
-        # Somebody is in the folder, and has its name in a variable.
-        stranger = subprocess.Popen(["sleep", "600"], cwd=folder, env={**os.environ, "TMPDIR": str(folder)})
+        # Somebody is in the folder, has its name in a variable, and is of a server, of another one.
+        theirs = {**os.environ, "TMPDIR": str(folder), "HPCSTRESS_SERVER": "another"}
+        stranger = subprocess.Popen(["sleep", "600"], cwd=folder, env=theirs)
         try:
             guard = first.parent()
             guard.kill()
