@@ -1,11 +1,11 @@
-"""The commands: `python -m analysis report RESULT...` and `python -m analysis export RESULT`."""
+"""The commands: `python -m analysis report RESULT...` and `python -m analysis export RESULT...`."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter, Token
 
@@ -42,21 +42,32 @@ def report(*results: Path, output: Output = None) -> None:
 
 
 @app.command
-def export(result: Path, *, format: Literal["csv", "parquet"] = "csv", output: Output = None) -> None:
-    """Write all attempts and tables as files that other programs read.
+def export(*results: Path, format: str = "csv", output: Output = None) -> None:
+    """Write results as files that other programs read.
+
+    `csv` and `parquet` hold all rows and tables of a result.
+
+    `mantik` writes results-parameters.csv, results-artifacts.csv and results-parallel-runs.csv of results of these
+    workloads. What the original gets wrong is right here: `succeeded` is False where something failed, a failed
+    duration is divided by what had been logged until then, and the duration per parameter of parallel runs is divided
+    by all their parameters, not by the number of runs.
+
+    `mlflow-scale` writes `summary_*.json` as k6 does, `metrics_*.csv` and `report_*.csv`, of results of the workload
+    tenants. What the original gets wrong is right here: latencies include those of failures, and a p95 over several
+    operations comes from all their requests, and is no mean of their p95s.
 
     Parameters
     ----------
-    result
-        A result file.
+    results
+        One or several result files.
     format
-        csv or parquet.
+        csv, parquet, mantik or mlflow-scale.
     output
-        The folder to write into; by default `export` beside the result.
+        The folder to write into; by default `export` beside the first result.
     """
     from analysis.export import export as write
 
-    for path in write(result, format, output):
+    for path in write(results, format, output):
         print(path)
 
 

@@ -66,6 +66,10 @@ ADVICE: dict[Outcome, Advice] = {
         "encrypted connections could not be made",
         "check the certificate (MLFLOW_TRACKING_SERVER_CERT_PATH), or the CPU that handshakes take if only some failed",
     ),
+    Outcome.missing: Advice(
+        "answers lacked what the server had acknowledged before",
+        "read the server's log; a search that is answered by a replica of the database finds what is new only later",
+    ),
     Outcome.interrupted: Advice(
         "the job was stopped while requests were under way",
         "give it more time and run it again",

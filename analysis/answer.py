@@ -1,39 +1,48 @@
-"""The answer that a manager understands: how many runs, how fast, what broke first, what to do; the audit in a line.
+"""The answer that a manager understands: how much load, how fast, what broke first, what to do; the audit in a line.
 
-A step is taken if the p99 of its requests' service time stayed below the objective, no attempt failed, every run
-finished, and the audit missed nothing that had been acknowledged. A size is taken if every repeat of it was: a cliff is
-a race, and one lucky climb proves nothing. The answer is the largest size up to which every size was taken.
+A step is taken if the p99 of its requests stayed below the objective (their service time, or in an open model the time
+since they were due), no attempt failed, every run came to its end, no iteration was dropped, and the audit missed
+nothing that had been acknowledged. A rung of a ladder is taken if every repeat of it was: a cliff is a race, and one
+lucky climb proves nothing. The answer is the highest rung up to which every rung was taken; several ladders have an
+answer each.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from analysis.advice import advice
-from analysis.statistics import StepStatistics, by_size
+from analysis.ladders import Climb, Ladder
+from analysis.statistics import StepStatistics, by_rung, climb_of
 from analysis.units import count, seconds
+from hpcstress.plan import Rung
 from hpcstress.record import Outcome
 from hpcstress.result import Rows
 
+# More ladders than this are not told one by one.
+_TOLD = 6
+
 
 @dataclass(frozen=True)
-class _Size:
-    """Hold what came of all repeats of one size."""
+class _Tried:
+    """Hold what came of all repeats of one rung."""
 
-    size: int
+    rung: Rung
     steps: tuple[StepStatistics, ...]
     broken: tuple[StepStatistics, ...]
     lost: int
 
     @property
     def p99(self) -> float:
-        return max(step.service.p99.value for step in self.steps)
+        return max(step.judged.p99.value for step in self.steps)
 
 
 def taken(step: StepStatistics, objective: float, lost: int) -> bool:
     """Tell whether one step was taken, given how many of its runs the audit found to have lost something."""
-    return step.service.p99.value < objective and not step.failed and step.runs_finished == step.size and not lost
+    clean = not (step.failed or step.dropped or lost)
+    return step.judged.p99.value < objective and clean and step.runs_finished >= step.runs
 
 
 def losses(audit: Rows) -> dict[int, int]:
@@ -45,7 +54,7 @@ def losses(audit: Rows) -> dict[int, int]:
 
 
 def answer_of(steps: tuple[StepStatistics, ...], objective: float, audit: Rows) -> str:
-    """Return the answer in one sentence, and in another what the audit leaves in doubt."""
+    """Return the answer in a sentence, or in one for each ladder, and in another what the audit leaves in doubt."""
     if not steps:
         return "There is no answer: no step was played."
     return _answer(steps, objective, losses(audit)) + _reservation(audit)
@@ -62,42 +71,78 @@ def _reservation(audit: Rows) -> str:
     return f" But the audit {', and '.join(words)}." if words else ""
 
 
-def _answer(steps: tuple[StepStatistics, ...], objective: float, lost: dict[int, int]) -> str:
-    sizes = [
-        _Size(
-            size,
+def _answer(steps: tuple[StepStatistics, ...], objective: float, lost: Mapping[int, int]) -> str:
+    climbed = climb_of(steps)
+    tried = {ladder: _tried(ladder, steps, objective, lost) for ladder in climbed.ladders}
+    if len(tried) == 1:
+        ((_, rungs),) = tried.items()
+        return _sentence(climbed, rungs, objective)
+    if not any(rung.broken for rungs in tried.values() for rung in rungs):
+        slowest = max((rung for rungs in tried.values() for rung in rungs), key=lambda rung: rung.p99)
+        highest = {climbed.load(rungs[-1].rung) for rungs in tried.values()}
+        what = f"at least {highest.pop()}" if len(highest) == 1 else "the largest step tried"
+        return (
+            f"Takes {what} in each of {len(tried)} variations, with no errors; "
+            f"the slowest was {_called(climbed, slowest.rung)}, with {_p99(slowest)}."
+        )
+    # Where something broke is told first: of many ladders, that is what nobody may miss.
+    ranked = sorted(tried.items(), key=lambda item: not any(rung.broken for rung in item[1]))
+    told = []
+    for ladder, rungs in ranked[:_TOLD]:
+        sentence = _sentence(climbed, rungs, objective)
+        told.append(f"With {ladder.name}: {sentence[0].lower()}{sentence[1:]}")
+    if len(ranked) > _TOLD:
+        told.append(f"The table of steps has {len(ranked) - _TOLD:,} variations more.")
+    return " ".join(told)
+
+
+def _tried(
+    ladder: Ladder, steps: tuple[StepStatistics, ...], objective: float, lost: Mapping[int, int]
+) -> list[_Tried]:
+    return [
+        _Tried(
+            rung,
             repeats,
             tuple(step for step in repeats if not taken(step, objective, lost.get(step.step, 0))),
             sum(lost.get(step.step, 0) for step in repeats),
         )
-        for size, repeats in by_size(steps).items()
+        for rung, repeats in by_rung(steps, ladder.rungs).items()
     ]
-    first = next((place for place, size in enumerate(sizes) if size.broken), len(sizes))
-    if first == len(sizes):
-        size = sizes[-1]
-        return (
-            f"Takes at least {count(size.size, 'parallel run')}, the largest step tried, "
-            f"with a p99 of {seconds(size.p99)} and no errors."
-        )
-    what = _what_broke(sizes[first], objective)
+
+
+def _sentence(climbed: Climb, rungs: list[_Tried], objective: float) -> str:
+    first = next((place for place, rung in enumerate(rungs) if rung.broken), len(rungs))
+    if first == len(rungs):
+        rung = rungs[-1]
+        return f"Takes at least {climbed.load(rung.rung)}, the largest step tried, with {_p99(rung)} and no errors."
+    what = _what_broke(rungs[first], objective)
     # Slowness comes before failure: who reads that it is slow wants to know, too, where and why it fails.
-    failing = next((size for size in sizes[first:] if any(step.failed for step in size.steps)), sizes[first])
-    if failing is not sizes[first]:
-        what += f"; at {failing.size:,} {_what_broke(failing, objective)}"
+    failing = next((rung for rung in rungs[first:] if any(step.failed for step in rung.steps)), rungs[first])
+    if failing is not rungs[first]:
+        what += f"; at {climbed.short(failing.rung)} {_what_broke(failing, objective)}"
     if not first:
-        return f"Does not take even {count(sizes[0].size, 'parallel run')}, the smallest step tried: {what}."
-    size = sizes[first - 1]
+        return f"Does not take even {climbed.load(rungs[0].rung)}, the smallest step tried: {what}."
+    rung = rungs[first - 1]
     return (
-        f"Takes {count(size.size, 'parallel run')} with a p99 of {seconds(size.p99)} and no errors; "
-        f"at {sizes[first].size:,} {what}."
+        f"Takes {climbed.load(rung.rung)} with {_p99(rung)} and no errors; "
+        f"at {climbed.short(rungs[first].rung)} {what}."
     )
 
 
-def _what_broke(size: _Size, objective: float) -> str:
-    """Return what broke at a size as the rest of a sentence, and what to do about it if that is known."""
-    some = f" in {len(size.broken)} of {len(size.steps)} repeats" if len(size.broken) < len(size.steps) else ""
+def _called(climbed: Climb, rung: Rung) -> str:
+    return f"{count(rung.size, climbed.noun)} with {rung.variation}"
+
+
+def _p99(rung: _Tried) -> str:
+    what = "response p99" if any(step.rate for step in rung.steps) else "p99"
+    return f"a {what} of {seconds(rung.p99)}"
+
+
+def _what_broke(rung: _Tried, objective: float) -> str:
+    """Return what broke at a rung as the rest of a sentence, and what to do about it if that is known."""
+    some = f" in {len(rung.broken)} of {len(rung.steps)} repeats" if len(rung.broken) < len(rung.steps) else ""
     requests, connections = Counter[str](), Counter[str]()
-    for step in size.steps:
+    for step in rung.steps:
         requests.update(step.failed_requests)
         connections.update(step.failed_connections)
     causes = requests + connections
@@ -108,24 +153,32 @@ def _what_broke(size: _Size, objective: float) -> str:
         cause = max(causes, key=lambda name: (name not in follows, causes[name]))
         tried, noun = 0, "attempt"
         if requests[cause]:
-            tried += sum(step.requests for step in size.steps)
+            tried += sum(step.requests for step in rung.steps)
         else:
             noun = "connection"
         if connections[cause]:
-            tried += sum(step.connect.count for step in size.steps)
+            tried += sum(step.connect.count for step in rung.steps)
         else:
             noun = "request"
         others = (f"{name.replace('_', '-')} {number:,}" for name, number in causes.most_common() if name != cause)
         besides = "; besides: " + ", ".join(others) if len(causes) > 1 else ""
         happened, remedy = advice(cause)
         return f"{happened}{some} ({causes[cause]:,} of {count(tried, noun)}{besides}): {remedy}"
-    if size.lost:
-        held = count(size.lost, "run")
+    if rung.lost:
+        held = count(rung.lost, "run")
         return f"{held} lacked something that the server had acknowledged, or held something else{some}"
-    unfinished = sum(step.size - step.runs_finished for step in size.steps)
+    unfinished = sum(max(0, step.runs - step.runs_finished) for step in rung.steps)
     if unfinished:
-        return f"{unfinished:,} of {count(sum(step.size for step in size.steps), 'run')} did not come to an end{some}"
-    return f"the p99 is {seconds(size.p99)}{some}, above the objective of {objective:g} s"
+        return f"{unfinished:,} of {count(sum(step.runs for step in rung.steps), 'run')} did not come to an end{some}"
+    dropped = sum(step.dropped for step in rung.steps)
+    if dropped:
+        due = dropped + sum(step.waiting.count for step in rung.steps)
+        return (
+            f"{dropped:,} of {due:,} iterations that were due were dropped{some}, because every user was waiting for "
+            "an answer: the server is too slow for this rate, or the --users are too few for it"
+        )
+    what = "response p99" if any(step.rate for step in rung.steps) else "p99"
+    return f"the {what} is {seconds(rung.p99)}{some}, above the objective of {objective:g} s"
 
 
 def audit_of(audit: Rows) -> str:
@@ -154,10 +207,16 @@ def audit_of(audit: Rows) -> str:
 
 
 def remarks_of(steps: tuple[StepStatistics, ...], objective: float) -> tuple[str, ...]:
-    """Return what else a reader should know: slow connections, and failures that the server overcame or did not."""
+    """Return what else a reader should know: what the server lacks or overcame, slow connections, late iterations."""
+    lacking = sorted({name for step in steps for name in step.lacking})
     remarks = []
+    if lacking:
+        remarks.append(
+            f"The server does not have {_listed([name.replace('_', ' ') for name in lacking])}: "
+            "each rank asked once and left it out from then on."
+        )
     for step in steps:
-        where = f"At {count(step.size, 'run')} (repeat {step.repeat + 1})"
+        where = f"At {step.where}"
         if step.first_failure is not None:
             after = (
                 f"a new request was answered {seconds(step.recovery)} later"
@@ -170,4 +229,13 @@ def remarks_of(steps: tuple[StepStatistics, ...], objective: float) -> tuple[str
                 f"{where} making a connection took {seconds(step.connect.p99.value)} (p99), which is not in the times "
                 "of requests: the server's backlog was full, or its encryption slow."
             )
+        if step.dropped:
+            remarks.append(
+                f"{where} {step.dropped:,} of {step.dropped + step.waiting.count:,} iterations that were due were "
+                f"dropped, and the others began up to {seconds(step.waiting.largest)} late."
+            )
     return tuple(remarks)
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

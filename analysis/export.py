@@ -1,8 +1,8 @@
-"""Everything in a result file as files that other programs read: CSV or Parquet, a piece at a time."""
+"""Results as files that other programs read: all rows as CSV or Parquet, or the tables of published benchmarks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,17 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv, parquet
 
-from analysis.frame import OPERATIONS, OUTCOMES, Columns, pieces, read
+from analysis.frame import OPERATIONS, OUTCOMES, Columns, Frame, pieces, read
+from analysis.published import mantik, matrix
+from analysis.published.labels import server_label
 from analysis.statistics import measure
-from analysis.tables import tables
+from analysis.tables import tables, write_csv
 from hpcstress.errors import UsageRefusal
+from hpcstress.quantity import nearest
 from hpcstress.record import COLUMNS, RECORD
 from hpcstress.result import TABLES, Rows
 
-FORMATS = ("csv", "parquet")
+FORMATS = ("csv", "parquet", "mantik", "mlflow-scale")
 
 _NAMED = {"op": OPERATIONS, "outcome": OUTCOMES}
 
@@ -26,19 +29,31 @@ _ATTEMPTS = pa.schema(
 )
 
 
-def export(result: Path, file_format: str = "csv", folder: Path | None = None) -> list[Path]:
-    """Write all attempts, what was made from them, and the other tables; return the files.
+def export(results: Sequence[Path], file_format: str = "csv", folder: Path | None = None) -> list[Path]:
+    """Write results in a format into a folder, by default `export` beside the first one; return the files.
 
-    By default they go into a folder `export` beside the result. Attempts pass through a piece at a time; what is made
-    from them takes some 70 bytes of memory for each, as a report does.
+    csv and parquet hold all rows, what was made from them, and the other tables; several results go into numbered
+    folders. Rows pass through a piece at a time; what is made from them takes some 70 bytes of memory for each, as a
+    report does. mantik and mlflow-scale are the tables of these benchmarks, of all results together.
     """
     if file_format not in FORMATS:
-        raise UsageRefusal(f"There is no format {file_format!r}: choose {' or '.join(FORMATS)}.")
+        raise UsageRefusal(f"There is no format {file_format!r}. {nearest(file_format, FORMATS)}")
+    if not results:
+        raise UsageRefusal("There is nothing to export: give the path of at least one result.")
+    folder = results[0].parent / "export" if folder is None else folder
+    if file_format == "mantik":
+        return _mantik(results, folder)
+    if file_format == "mlflow-scale":
+        return _matrix(results, folder)
+    homes = [folder] if len(results) == 1 else [folder / str(number) for number in range(1, len(results) + 1)]
+    return [path for result, home in zip(results, homes, strict=True) for path in _whole(result, file_format, home)]
+
+
+def _whole(result: Path, file_format: str, folder: Path) -> list[Path]:
     frame = read(result)
     made = {name: pa.Table.from_pylist(rows) for name, rows in tables(measure(frame)).items()}
     kept = {name: _table(getattr(frame, name)) for name in TABLES if name not in made}
     del frame
-    folder = result.parent / "export" if folder is None else folder
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / f"attempts.{file_format}"]
     _write(written[0], _ATTEMPTS, _batches(result))
@@ -46,6 +61,47 @@ def export(result: Path, file_format: str = "csv", folder: Path | None = None) -
         written.append(folder / f"{name}.{file_format}")
         _write(written[-1], table.schema, iter(table.to_batches()))
     return written
+
+
+def _mantik(results: Sequence[Path], folder: Path) -> list[Path]:
+    timed: dict[str, list[mantik.Timing]] = {}
+    for frame in _frames(results, mantik.WORKLOADS, "mantik"):
+        if frame.users:
+            raise UsageRefusal(
+                f"{frame.path} is of users: mantik's tables are of runs that begin at once, with --runs."
+            )
+        timed.setdefault(str(frame.plan["workload"]), []).extend(mantik.timings(frame))
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for workload, timings in timed.items():
+        written.append(folder / f"results-{workload}.csv")
+        write_csv(written[-1], mantik.table(workload, timings))
+    return written
+
+
+def _matrix(results: Sequence[Path], folder: Path) -> list[Path]:
+    cells: list[matrix.Cell] = []
+    servers = set()
+    for frame in _frames(results, matrix.WORKLOADS, "mlflow-scale"):
+        servers.add(server_label(frame.facts))
+        cells += matrix.cells_of(frame, measure(frame))
+    if len(servers) > 1:
+        raise UsageRefusal(
+            f"These results are of several servers ({', '.join(sorted(servers))}): export one at a time."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    return matrix.write([cell for cell in matrix.merged(cells) if len(cell.requests)], folder)
+
+
+def _frames(results: Sequence[Path], workloads: Sequence[str], file_format: str) -> Iterator[Frame]:
+    for result in results:
+        frame = read(result)
+        workload = frame.plan["workload"]
+        if workload not in workloads:
+            raise UsageRefusal(
+                f"{result} is of the workload {workload}: {file_format}'s tables are of {' or '.join(workloads)}."
+            )
+        yield frame
 
 
 def _write(path: Path, schema: Any, batches: Iterator[Any]) -> None:

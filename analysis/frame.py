@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from analysis.ladders import value_of, varied
 from hpcstress.errors import Refusal, UsageRefusal
-from hpcstress.plan import Plan
+from hpcstress.plan import KINDS, Plan, Rung
 from hpcstress.quantity import Scalar, read_positive_seconds
-from hpcstress.record import COLUMNS, RECORD, Operation, Outcome
+from hpcstress.record import COLUMNS, Operation, Outcome
 from hpcstress.result import TABLES, Result, Rows
 
 if TYPE_CHECKING:
@@ -58,6 +59,21 @@ class Frame:
     server: Rows
     audit: Rows
 
+    @property
+    def users(self) -> bool:
+        """Tell whether the sizes of steps count users, and not runs that begin at once."""
+        return bool(self.plan.get("users"))
+
+    def option(self, name: str, variation: str = "") -> Any:
+        """Return an option of the plan as it is on the rungs of a variation; None of one that the plan has not."""
+        return value_of(name, varied(variation).get(name, self.plan.get(name)))
+
+    def widened(self, *names: str) -> Frame:
+        """Return this frame with more columns of its attempts, read anew from the file."""
+        with Result(self.path) as result:
+            more = _chosen(result.attempts(names), result.column("attempt") > 0)
+        return replace(self, attempts={**self.attempts, **more})
+
     def by_step(self) -> Iterator[tuple[Any, Columns]]:
         """Yield each row of `steps` with the attempts of that step."""
         step = self.attempts["step"]
@@ -72,9 +88,9 @@ class Frame:
 
 def read(path: Path | str) -> Frame:
     """Read a result file; refuse one that is damaged."""
-    with _Sliced(path) as result:
+    with Result(path) as result:
         options, objective = _options(result)
-        attempts = {name: result.piece(name, 0, result.length) for name in NEEDED}
+        attempts = _chosen(result.attempts(NEEDED), result.column("attempt") > 0)
         return Frame(
             path=result.path,
             plan=options,
@@ -82,29 +98,33 @@ def read(path: Path | str) -> Frame:
             notes=tuple(map(str, result.notes)),
             complete=result.complete,
             objective=objective,
-            length=result.length,
+            length=len(attempts["op"]),
             attempts=attempts,
-            steps=_every_step(result.whole_table("steps"), attempts, options),
-            ranks=result.whole_table("ranks"),
-            health=result.whole_table("health"),
-            server=result.whole_table("server"),
-            audit=result.whole_table("audit"),
+            steps=_every_step(result.table("steps"), attempts, options),
+            ranks=result.table("ranks"),
+            health=result.table("health"),
+            server=result.table("server"),
+            audit=result.table("audit"),
         )
 
 
 def pieces(path: Path | str, rows: int = PIECE) -> Iterator[Columns]:
-    """Yield all columns of all attempts, `rows` at a time, so that no file is too large to be read."""
-    with _Sliced(path) as result:
+    """Yield all columns of all rows, `rows` at a time, so that no file is too large to be read.
+
+    These are the file's rows as they are: one with `attempt` 0 is no attempt, but a whole operation of a client that
+    hides its attempts below it. Whoever counts or times requests leaves it out, as all else here does.
+    """
+    with Result(path) as result:
         for start in range(0, result.length, rows):
-            yield {name: result.piece(name, start, min(start + rows, result.length)) for name in COLUMNS}
+            yield {name: result.column(name, start, start + rows) for name in COLUMNS}
 
 
 def dataframe(path: Path | str, columns: Iterable[str] = COLUMNS) -> pd.DataFrame:
     """Return attempts as a pandas frame, operations and outcomes by name; its columns are those of the record."""
     import pandas as pd
 
-    with _Sliced(path) as result:
-        frame = pd.DataFrame({name: result.piece(name, 0, result.length) for name in columns}, copy=False)
+    with Result(path) as result:
+        frame = pd.DataFrame(_chosen(result.attempts(columns), result.column("attempt") > 0), copy=False)
     for column, names in (("op", OPERATIONS), ("outcome", OUTCOMES)):
         if column in frame:
             used, places = np.unique(frame[column], return_inverse=True)
@@ -113,30 +133,9 @@ def dataframe(path: Path | str, columns: Iterable[str] = COLUMNS) -> pd.DataFram
     return frame
 
 
-class _Sliced(Result):
-    """Read parts of columns, too, and trust nothing about their shape."""
-
-    def piece(self, name: str, start: int, stop: int) -> Rows:
-        try:
-            values: Rows = np.asarray(self._file[f"attempts/{name}"][start:stop])
-        except (OSError, RuntimeError, KeyError, TypeError) as error:
-            raise self._damaged(f"attempts/{name}", error) from None
-        if values.dtype != RECORD[name] or values.shape != (stop - start,):
-            raise self._damaged(f"attempts/{name}", f"{len(values)} values of type {values.dtype}")
-        return values
-
-    def whole_table(self, name: str) -> Rows:
-        try:
-            return self.table(name)
-        except (ValueError, TypeError) as error:
-            raise self._damaged(name, error) from None
-
-    def _damaged(self, where: str, why: object) -> Refusal:
-        first_line = str(why).strip().partition("\n")[0]
-        return Refusal(
-            f"{self.path} is damaged at /{where} ({first_line}): make it anew from its journals with "
-            "`hpcstress recover DIR`, if they are still there."
-        )
+def _chosen(columns: Columns, chosen: Rows) -> Columns:
+    """Return the rows that are attempts: one with the number 0 is a whole call of MLflow's client."""
+    return columns if chosen.all() else {name: values[chosen] for name, values in columns.items()}
 
 
 def _options(result: Result) -> tuple[dict[str, Scalar], float]:
@@ -158,14 +157,15 @@ def _every_step(steps: Rows, attempts: Columns, options: Mapping[str, Scalar]) -
     unlisted = np.setdiff1d(np.flatnonzero(np.bincount(attempts["step"])), listed["step"])
     if not len(unlisted):
         return listed
-    ladder = options["runs"] if isinstance(options["runs"], list) else []
+    ladder = _rungs(options)
     added = np.zeros(len(unlisted), TABLES["steps"])
     for row, number in zip(added, unlisted, strict=True):
         mine = attempts["step"] == number
         acknowledged = attempts["outcome"][mine] == Outcome.ok
         row["step"] = number
         row["repeat"] = number // len(ladder) if ladder else 0
-        row["size"] = ladder[number % len(ladder)] if ladder else len(np.unique(attempts["run"][mine]))
+        rung = ladder[number % len(ladder)] if ladder else Rung(len(np.unique(attempts["run"][mine])), "")
+        row["size"], row["variation"] = rung.size, rung.variation.encode()
         row["began"] = np.nan
         row["first_start"] = attempts["start"][mine].min()
         row["first_done"] = row["last_done"] = -1
@@ -173,3 +173,10 @@ def _every_step(steps: Rows, attempts: Columns, options: Mapping[str, Scalar]) -
         row["failed"] = np.count_nonzero(~acknowledged)
         row["runs_finished"] = np.count_nonzero(acknowledged & (attempts["op"][mine] == Operation.finish_run))
     return np.concatenate([listed, added])
+
+
+def _rungs(options: Mapping[str, Scalar]) -> tuple[Rung, ...]:
+    try:
+        return Plan().with_options({name: value for name, value in options.items() if name in KINDS}).rungs
+    except UsageRefusal:
+        return ()

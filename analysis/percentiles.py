@@ -56,6 +56,10 @@ class Sample:
         """Return the smallest value, in seconds, that a share of at least `level` of all values does not exceed."""
         return self._seconds(_rank(len(self), level))
 
+    def mean(self) -> float:
+        """Return the mean in seconds, nan when there are no values."""
+        return float(self.values.mean()) / 1e9 if len(self) else math.nan
+
     def estimate(self, level: float) -> Estimate:
         """Return a percentile with its interval; all of it is nan when there are no values."""
         if not len(self):

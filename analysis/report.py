@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
+from matplotlib.figure import Figure
 
 from analysis import figures, units
+from analysis.client_tax import calls_of, compare, pairs_of
 from analysis.figures import style
 from analysis.frame import Frame, read
+from analysis.gallery import Gallery
+from analysis.ladders import varied
 from analysis.percentiles import Estimate
 from analysis.statistics import Statistics, measure
 from analysis.summary import summary
-from analysis.tables import tables, write_csv
+from analysis.tables import flat, tables, write_csv
 from analysis.timeline import timeline
 from analysis.verdict import judge
 from hpcstress.errors import Refusal, UsageRefusal
@@ -50,28 +53,31 @@ def write_report(results: Sequence[Path], folder: Path | None = None) -> Path:
     folder = results[0].parent / "report" if folder is None else folder
     page = folder / PAGE
     with _writing(folder):
-        sections = []
+        sections, gallery = [], Gallery()
         for number, path in enumerate(results, 1):
             home = folder if len(results) == 1 else folder / str(number)
             home.mkdir(parents=True, exist_ok=True)
-            sections.append(_section(path, home, str(home.relative_to(folder)), f"result-{number}"))
-        page.write_text(_template().render(sections=sections), encoding="utf-8")
+            sections.append(_section(path, home, str(home.relative_to(folder)), f"result-{number}", gallery))
+        taxes = _taxes([section["frame"] for section in sections], folder)
+        words = _template().render(sections=sections, taxes=taxes, published=_published(gallery, folder))
+        page.write_text(words, encoding="utf-8")
     return page
 
 
 def _template() -> Any:
     # Host names, notes and what a server said about itself are written by others: all is escaped, always.
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.globals["interval"] = units.interval
+    environment.globals.update(interval=units.interval, varied=varied)
     environment.filters.update(
         seconds=units.seconds, number=units.number, plain=units.plain, estimate=_estimate, unbroken=_unbroken
     )
     return environment.from_string(Path(__file__).with_name(PAGE).read_text("utf-8"))
 
 
-def _section(path: Path, home: Path, beside: str, anchor: str) -> dict[str, Any]:
+def _section(path: Path, home: Path, beside: str, anchor: str, gallery: Gallery) -> dict[str, Any]:
     frame = read(path)
     statistics = measure(frame)
+    gallery.add(frame, statistics)
     verdict = judge(frame, statistics.steps)
     for name, rows in tables(statistics).items():
         write_csv(home / f"{name}.csv", rows)
@@ -79,10 +85,16 @@ def _section(path: Path, home: Path, beside: str, anchor: str) -> dict[str, Any]
         "anchor": anchor,
         "title": f"{path.parent.name}/{path.name}" if path.parent.name else path.name,
         "beside": beside,
-        "frame": frame,
+        # Of several results the attempts would be too much, and all that is said of them has been said.
+        "frame": replace(frame, attempts={}),
         "verdict": verdict,
         "steps": statistics.steps,
+        "climb": statistics.climb,
+        "users": frame.users,
+        "timed": any(step.timed for step in statistics.steps),
+        "open_model": any(step.rate for step in statistics.steps),
         "operations": statistics.operations,
+        "calls": calls_of(frame),
         "pictures": _pictures(frame, statistics, home),
         "few": any(not step.service.p99.enough for step in statistics.steps),
         "changed": [row for row in _plan(frame.plan) if row["changed"]],
@@ -91,23 +103,50 @@ def _section(path: Path, home: Path, beside: str, anchor: str) -> dict[str, Any]
     }
 
 
+def _taxes(frames: Sequence[Frame], folder: Path) -> list[dict[str, Any]]:
+    """Return what is told of each pair of results that compares both clients on one plan."""
+    taxes = []
+    for number, (wire, stock) in enumerate(pairs_of(frames), 1):
+        tax, calls = compare(wire, stock), calls_of(stock)
+        with style.context():
+            picture = _saved(figures.client_tax(tax, calls), folder / f"client-tax-{number}.png")
+        write_csv(folder / f"client-tax-{number}.csv", map(flat, tax.pairs))
+        taxes.append({"tax": tax, "calls": calls, "picture": picture, "names": (str(wire.path), str(stock.path))})
+    return taxes
+
+
 def _pictures(frame: Frame, statistics: Statistics, home: Path) -> dict[str, str]:
-    """Draw every figure, save it as PNG, and return it as the address of an SVG that holds all its data."""
+    """Draw every figure of one result, save it as PNG, and return its address."""
     with style.context():
         drawn = {
             "scaling": figures.scaling(statistics.steps, frame.objective),
-            "operations": figures.operations(statistics.operations),
-            "percentiles": figures.percentiles(statistics.requests, frame.objective),
+            "operations": figures.operations(statistics),
+            "percentiles": figures.percentiles(statistics, frame.objective),
             "timeline": figures.timeline(timeline(frame)),
             "health": figures.health(frame, statistics.steps),
         }
-        addresses = {}
-        for name, figure in drawn.items():
-            figure.savefig(home / f"{name}.png", dpi=160)
-            svg = io.BytesIO()
-            figure.savefig(svg, format="svg", metadata={"Date": None})
-            addresses[name] = "data:image/svg+xml;base64," + base64.b64encode(svg.getvalue()).decode("ascii")
-    return addresses
+    return {name: _saved(figure, home / f"{name}.png") for name, figure in drawn.items()}
+
+
+def _published(gallery: Gallery, home: Path) -> list[dict[str, Any]]:
+    with style.context():
+        return [
+            {
+                "title": section.title,
+                "words": section.words,
+                "pictures": [
+                    {"caption": shown.caption, "address": _saved(shown.figure, home / f"{shown.name}.png")}
+                    for shown in section.pictures
+                ],
+            }
+            for section in gallery.sections()
+        ]
+
+
+def _saved(figure: Figure, path: Path) -> str:
+    picture = figures.Picture(figure)
+    picture.save(path)
+    return picture.address()
 
 
 def _estimate(estimate: Estimate) -> str:
@@ -115,8 +154,8 @@ def _estimate(estimate: Estimate) -> str:
 
 
 def _unbroken(text: str) -> str:
-    """Return text in which no line ends between a duration and its unit."""
-    return re.sub(r"(?<=\d) (?=(?:s|ms|µs)\b)", "\u00a0", text)
+    """Return text in which no line ends between a duration and its unit, or within the name of an option."""
+    return re.sub(r"(?<=\d) (?=(?:s|ms|µs)\b)", "\u00a0", text).replace("--", "\u2060-\u2060-\u2060")
 
 
 def _plan(options: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -5,46 +5,52 @@ from __future__ import annotations
 from pathlib import Path
 
 from analysis.frame import read
-from analysis.statistics import StepStatistics, by_size, measure
-from analysis.units import count, number, plain, seconds
+from analysis.ladders import varied
+from analysis.statistics import Statistics, by_rung, measure
+from analysis.units import UNKNOWN, count, number, plain, seconds
 from analysis.verdict import judge
 
 _NOTES = 10
 
 
 def summary(result: Path | str) -> str:
-    """Return what a result says, in a few lines of plain text: verdict, answer, audit, notes, and a row per size."""
+    """Return what a result says, in a few lines of plain text: verdict, answer, audit, notes, and a row per rung."""
     frame = read(result)
     statistics = measure(frame)
     verdict = judge(frame, statistics.steps)
     lines = [f"{finding.value}: {finding.evidence}" for finding in verdict.findings]
-    lines += [verdict.answer, verdict.audit]
+    lines += [verdict.answer, *(judgement.sentence for judgement in verdict.thresholds), verdict.audit]
     lines += [plain(note, 300) for note in frame.notes[:_NOTES]]
     if len(frame.notes) > _NOTES:
         lines.append(f"And {count(len(frame.notes) - _NOTES, 'more note')} in the report.")
     if statistics.steps:
-        lines += ["", *_aligned(_rows(statistics.steps))]
-    if len(statistics.steps) > len(by_size(statistics.steps)):
+        lines += ["", *_aligned(_rows(statistics))]
+    if len(statistics.steps) > len(statistics.climb.rungs):
         lines.append("Each figure is that of the worst repeat; failures are those of all repeats.")
     return "\n".join(lines) + "\n"
 
 
-def _rows(steps: tuple[StepStatistics, ...]) -> list[list[str]]:
-    rows = [["runs", "repeats", "duration", "answers/s", "p50", "p99", "failed"]]
-    for size, repeats in by_size(steps).items():
+def _rows(statistics: Statistics) -> list[list[str]]:
+    climbed = statistics.climb
+    open_model = any(step.rate for step in statistics.steps)
+    heads = [climbed.sizes, *climbed.options, "repeats", "duration", "answers/s", "p50", "p99"]
+    rows = [[*heads, *(["late", "dropped"] if open_model else []), "failed"]]
+    for rung, repeats in by_rung(statistics.steps, climbed.rungs).items():
         failed = sum(step.failed for step in repeats)
         tried = sum(step.requests + step.connect.count for step in repeats)
-        rows.append(
-            [
-                f"{size:,}",
-                str(len(repeats)),
-                seconds(max(step.duration for step in repeats)),
-                number(min(step.requests_per_second for step in repeats)),
-                seconds(max(step.service.p50.value for step in repeats)),
-                seconds(max(step.service.p99.value for step in repeats)),
-                f"{failed:,} of {count(tried, 'attempt')}" if failed else "0",
-            ]
-        )
+        values = varied(rung.variation)
+        row = [f"{rung.size:,}", *(plain(values.get(name, UNKNOWN)) for name in climbed.options)]
+        row += [
+            str(len(repeats)),
+            seconds(max(step.duration for step in repeats)),
+            number(min(step.requests_per_second for step in repeats)),
+            seconds(max(step.judged.p50.value for step in repeats)),
+            seconds(max(step.judged.p99.value for step in repeats)),
+        ]
+        if open_model:
+            row.append(seconds(max(step.waiting.p99.value for step in repeats)))
+            row.append(f"{sum(step.dropped for step in repeats):,}")
+        rows.append([*row, f"{failed:,} of {count(tried, 'attempt')}" if failed else "0"])
     return rows
 
 

@@ -19,7 +19,7 @@ _CAUSES = [outcome.name for outcome in Outcome if outcome is not Outcome.ok]
 
 def tables(statistics: Statistics) -> dict[str, list[Row]]:
     """Return the tables `steps` and `operations` as rows of plain values."""
-    return {"steps": [*map(_flat, statistics.steps)], "operations": [*map(_flat, statistics.operations)]}
+    return {"steps": [*map(flat, statistics.steps)], "operations": [*map(flat, statistics.operations)]}
 
 
 def write_csv(path: Path, rows: Iterable[Row]) -> None:
@@ -31,7 +31,8 @@ def write_csv(path: Path, rows: Iterable[Row]) -> None:
         writer.writerows(rows)
 
 
-def _flat(row: Any) -> Row:
+def flat(row: Any) -> Row:
+    """Return one row of statistics as plain values, percentiles in columns of their own."""
     flat: Row = {}
     for field in fields(row):
         value = getattr(row, field.name)
@@ -45,6 +46,8 @@ def _flat(row: Any) -> Row:
             flat[f"{field.name}_max"] = value.largest
         elif isinstance(value, Mapping):
             flat.update({f"{field.name}_{cause}": value.get(cause, 0) for cause in _CAUSES})
+        elif isinstance(value, tuple):
+            flat[field.name] = " ".join(value)
         else:
             flat[field.name] = value
     return flat

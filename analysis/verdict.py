@@ -6,8 +6,10 @@ CLIENT-BOUND: the generator, and not the server, may have made the numbers. Four
 the latencies of the same step, because a millisecond matters beside 5 ms and not beside 5 s:
 
 * Lateness. A run sends its next request as soon as the one before has ended; what it is late is load that was not
-  offered. Like is compared with like: its p99 must stay below a tenth of the service time's p99, its p50 below a
-  tenth of the p50. Beyond that, runs were played at less than 90 % of the speed of a real job.
+  offered. So is an iteration of an open model that begins after it was due although a user was free; where every user
+  was waiting for an answer, the server is why. Like is compared with like: its p99 must stay below a tenth of the
+  service time's p99, its p50 below a tenth of the p50. Beyond that, runs were played at less than 90 % of the speed of
+  a real job.
 * Loop lag. An answer is stamped when the event loop gets to it, so service times contain the loop's lag; it is
   compared in the same way.
 * Beginnings. Runs that were to begin at once have to be under way at once: fewer than nine in ten of them together,
@@ -36,6 +38,7 @@ import numpy as np
 from analysis.answer import answer_of, audit_of, remarks_of
 from analysis.frame import Frame
 from analysis.statistics import StepStatistics
+from analysis.thresholds import Judgement, judgements
 from analysis.units import count, plain, seconds
 from hpcstress.result import Rows
 
@@ -70,6 +73,7 @@ class Verdict:
     answer: str
     audit: str
     remarks: tuple[str, ...]
+    thresholds: tuple[Judgement, ...] = ()
 
     @property
     def values(self) -> frozenset[Value]:
@@ -89,6 +93,7 @@ def judge(frame: Frame, steps: tuple[StepStatistics, ...]) -> Verdict:
         answer=answer_of(steps, frame.objective, frame.audit),
         audit=audit_of(frame.audit),
         remarks=remarks_of(steps, frame.objective),
+        thresholds=judgements(frame),
     )
 
 
@@ -140,7 +145,7 @@ def _clock_unsure(frame: Frame, steps: tuple[StepStatistics, ...]) -> str:
     quickest = min(unsure, key=lambda step: step.service.p50.value)
     return (
         f"The clock of rank {frame.ranks['rank'][worst]} is known only within {seconds(float(errors[worst]))}, but a "
-        f"request usually took {seconds(quickest.service.p50.value)} at {count(quickest.size, 'run')}: "
+        f"request usually took {seconds(quickest.service.p50.value)} at {quickest.where}: "
         "that the runs of all ranks began together cannot be shown."
     )
 
@@ -156,18 +161,18 @@ def _late(steps: tuple[StepStatistics, ...]) -> str:
         return ""
     _, level, delay, service, step = max(late, key=lambda found: found[0])
     return (
-        f"The generator was late: at {_where(step)} the {level} of its delays was {seconds(delay)}, "
+        f"The generator was late: at {step.where} the {level} of its delays was {seconds(delay)}, "
         f"beside a service time of {seconds(service)} ({level}){_of_all([found[-1] for found in late], steps)}."
     )
 
 
 def _apart(steps: tuple[StepStatistics, ...]) -> str:
-    apart = [step for step in steps if step.at_once < TOGETHER * step.size and _began_late(step)]
+    apart = [step for step in steps if not step.users and step.at_once < TOGETHER * step.size and _began_late(step)]
     if not apart:
         return ""
     step = min(apart, key=lambda step: step.at_once / step.size)
     return (
-        f"The generator did not begin all runs at once: at {_where(step)} no more than {step.at_once:,} were under way "
+        f"The generator did not begin all runs at once: at {step.where} no more than {step.at_once:,} were under way "
         f"together, the last of them began {seconds(step.start_delay.p99.value)} late (p99)"
         f"{_of_all(apart, steps)}: use more ranks."
     )
@@ -191,7 +196,7 @@ def _lagging(frame: Frame, steps: tuple[StepStatistics, ...]) -> str:
         return ""
     _, level, lag, service, rank, step = max(lagging, key=lambda found: found[0])
     return (
-        f"The generator's event loop lagged: on rank {rank} at {_where(step)} by {seconds(lag)} ({level}), beside a "
+        f"The generator's event loop lagged: on rank {rank} at {step.where} by {seconds(lag)} ({level}), beside a "
         f"service time of {seconds(service)} ({level}){_of_all([found[-1] for found in lagging], steps)}."
     )
 
@@ -207,7 +212,7 @@ def _out_of_cpu(frame: Frame, steps: tuple[StepStatistics, ...]) -> str:
         return ""
     share, rank, step = max(busy, key=lambda found: found[0])
     return (
-        f"The generator was out of CPU: rank {rank} used {share:.0%} of a core at {_where(step)}"
+        f"The generator was out of CPU: rank {rank} used {share:.0%} of a core at {step.where}"
         f"{_of_all([found[-1] for found in busy], steps)}: use more ranks."
     )
 
@@ -228,10 +233,6 @@ def _health(frame: Frame, steps: tuple[StepStatistics, ...]) -> Iterator[tuple[S
 
 def _matters(delay: float, usual: float) -> bool:
     return bool(delay > NOTICEABLE and delay > SHARE * usual)
-
-
-def _where(step: StepStatistics) -> str:
-    return f"{count(step.size, 'run')} (repeat {step.repeat + 1})"
 
 
 def _of_all(some: list[StepStatistics], steps: tuple[StepStatistics, ...]) -> str:

@@ -15,7 +15,7 @@ from benchmarks.machine import GENERATOR, Served, find, server, use
 from benchmarks.rank import play
 from benchmarks.rounds import Say, in_turn, medians
 from benchmarks.servers import RUN_ID
-from hpcstress.clients.wire import ARTIFACTS
+from hpcstress.clients.requests import ARTIFACTS
 from hpcstress.content import CHUNK, Artifact
 
 SIZE = 1 << 29

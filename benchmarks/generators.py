@@ -24,7 +24,7 @@ from benchmarks.machine import GENERATOR, Used, find, nginx, use
 from benchmarks.rank import PARAMS, play
 from benchmarks.rounds import Say, in_turn, medians
 from benchmarks.servers import ANSWER_BODY, RUN_ID
-from hpcstress.clients.wire import API, log_params_body
+from hpcstress.clients.requests import API, log_params_body
 from hpcstress.content import Params
 from hpcstress.record import Operation
 

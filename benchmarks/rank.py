@@ -19,7 +19,7 @@ import uvloop
 
 from benchmarks.finding import NotMeasuredError
 from benchmarks.machine import GENERATOR, Used, use
-from hpcstress.clients import Client
+from hpcstress.clients import Client, Place
 from hpcstress.clients.dial import Dialer
 from hpcstress.clients.wire import Wire
 from hpcstress.content import Content, Params, Run
@@ -28,7 +28,7 @@ from hpcstress.plan import Plan
 from hpcstress.record import RECORD, Operation, Outcome
 from hpcstress.schedule import Step
 from hpcstress.target import from_environment
-from hpcstress.worker import Tally, Worker
+from hpcstress.worker import Share, Tally, Worker
 
 PARAMS = 10
 
@@ -90,14 +90,15 @@ async def main(uri: str, journal_path: Path, workload: str, runs: int, seconds: 
     dialer = Dialer(target)
     await dialer.resolve()
     with Journal(journal_path, 0, {}) as journal:
-        wire = Wire(dialer, journal, experiment_id="1", timeout=30.0)
+        wire = Wire(dialer, journal, Place("1"), timeout=30.0)
         tally = Tally(runs)
         # Rows that count from zero carry the machine's own clock.
         journal.begin(0, 0)
         origin = monotonic_ns()
         end = origin + round(seconds * 1e9)
-        worker = Worker(WORKLOADS[workload], content, wire, 30.0)
-        health = await worker.play_step(Step(0, 0, runs), range(runs), origin, tally, lambda: monotonic_ns() > end)
+        worker = Worker(WORKLOADS[workload], wire, 30.0)
+        share = Share(Step(0, 0, runs), content, 0, 1)
+        health = await worker.play_step(share, origin, tally, lambda: monotonic_ns() > end)
     print(json.dumps({**asdict(tally), **asdict(health)}))
 
 

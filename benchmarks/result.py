@@ -59,7 +59,17 @@ def write(path: Path, say: Say) -> float:
                 began = perf_counter()
                 writer.append(rows)
                 seconds += perf_counter() - began
-            steps[step] = (step, 0, RUNS, 1.7e9 + 100 * step, 0, 10**10, 3 * 10**10, each, 0, RUNS)
+            for name, value in {
+                "step": step,
+                "size": RUNS,
+                "began": 1.7e9 + 100 * step,
+                "first_done": 10**10,
+                "last_done": 3 * 10**10,
+                "attempts": each,
+                "runs_finished": RUNS,
+                "runs_begun": RUNS,
+            }.items():
+                steps[name][step] = value
         began = perf_counter()
         writer.finish({"steps": steps}, [], complete=True)
         return seconds + perf_counter() - began

@@ -2,62 +2,131 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import secrets
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+from hpcstress import workspaces
 from hpcstress.clients.answer import Answer, Failed
 from hpcstress.clients.api import Api, refusal
-from hpcstress.clients.wire import artifact_path
-from hpcstress.content import SESSION_TAG
+from hpcstress.clients.requests import artifact_path
+from hpcstress.content import PREFILL_TAG, SESSION_TAG
+from hpcstress.preflight import is_active, remove_experiment, tags_of
 from hpcstress.quantity import count
 from hpcstress.record import Outcome
 
 
-class Cleaned(NamedTuple):
-    """Count what was removed."""
+@dataclass
+class Cleaned:
+    """Count what was removed; `prefill` counts the runs that were there before the load."""
 
-    runs: int
-    artifacts: int
-    experiment: bool
+    runs: int = 0
+    artifacts: int = 0
+    experiment: bool = False
+    prefill: int = 0
+    experiments: int = 0
+    models: int = 0
+    workspaces: int = 0
 
 
-async def clean(api: Api, facts: dict[str, Any], say: Callable[[str], None]) -> Cleaned:
-    """Delete a job's runs with their artifacts, and the experiment if the job created it and nothing else is in it."""
+async def clean(
+    api: Api,
+    facts: dict[str, Any],
+    say: Callable[[str], None],
+    *,
+    prefill: bool = False,
+    places: Sequence[str | None] = (),
+) -> Cleaned:
+    """Delete a job's runs with their artifacts, and the experiment if the job created it and nothing else is in it.
+
+    In `places`, workspaces or the only one there is, its experiments are deleted, too; everywhere its models and
+    prompts. A workspace that it created goes when nothing is left in it. What was made to be there before the load is
+    deleted only with `prefill`: other jobs may use it.
+    """
     experiment_id, session = str(facts["experiment_id"]), str(facts["session"])
-    runs = artifacts = 0
+    done, before = Cleaned(), Cleaned()
     try:
-        listed = await _runs_of(api, experiment_id, session)
-        for run_id, folder in listed:
-            if folder is not None:
-                artifacts += (await api.ask("DELETE", folder)).outcome is Outcome.ok
-            await api.post("runs/delete", {"run_id": run_id})
-            runs += 1
-            if runs % 100 == 0:
-                say(f"{runs:,} of {count(len(listed), 'run')} deleted")
-        empty = not [run async for run in api.search_runs(experiment_id, "")]
-        if facts.get("experiment_created") and empty:
-            # MLflow keeps the name of a deleted experiment taken: the next job could not create it again.
-            await api.post("experiments/update", {"experiment_id": experiment_id, "new_name": f"hpcstress-{session}"})
-            await api.post("experiments/delete", {"experiment_id": experiment_id})
-            return Cleaned(runs, artifacts, True)
+        # What has been cleaned before may be gone.
+        there = await workspaces.known(api) or () if any(places) else ()
+        places = [place for place in places if place is None or place in there]
+        if prefill and "prefill" in facts:
+            told = facts["prefill"]
+            mark = (PREFILL_TAG, str(told["holds"]))
+            await _remove_marked(api, mark, str(told["experiment_id"]), places, before, say)
+        await _remove_marked(api, (SESSION_TAG, session), experiment_id, places, done, say)
+        empty = not [run async for run in api.search_runs([experiment_id], "")]
+        if facts.get("experiment_created") and empty and await is_active(api, experiment_id):
+            await remove_experiment(api, experiment_id, f"hpcstress-{session}")
+            done.experiment = True
+        for name in facts.get("workspaces_created", ()):
+            done.workspaces += name in there and await workspaces.remove_if_empty(api, name)
     except Failed as failure:
-        raise refusal(api.target, failure.answer, f"cleaning up, {count(runs, 'run')} done") from None
-    return Cleaned(runs, artifacts, False)
+        raise refusal(
+            api.target, failure.answer, f"cleaning up, {count(before.runs + done.runs, 'run')} done"
+        ) from None
+    done.prefill = before.runs
+    return done
 
 
-async def _runs_of(api: Api, experiment_id: str, session: str) -> list[tuple[str, str | None]]:
-    """Return id and artifact folder of a job's runs; what is not marked as the job's is left alone, whoever lists it.
+async def _remove_marked(
+    api: Api,
+    mark: tuple[str, str],
+    experiment_id: str,
+    places: Sequence[str | None],
+    done: Cleaned,
+    say: Callable[[str], None],
+) -> None:
+    """Delete all runs, experiments, models and prompts that have a tag; what lacks it is left alone, whoever lists it.
+
+    In the place that the environment names, runs are looked for in one more experiment.
+    """
+    condition = f"tags.`{mark[0]}` = '{mark[1]}'"
+    for place in dict.fromkeys((None, *places)):
+        api.enter(place)
+        found = [experiment async for experiment in workspaces.experiments(api, condition) if _has(experiment, mark)]
+        marked = [str(experiment["experiment_id"]) for experiment in found]
+        searched = dict.fromkeys([*([experiment_id] if place is None else []), *marked])
+        # Pages move under the hands of whoever deletes while listing.
+        listed = [run async for run in _runs(api, [*searched], condition, mark)]
+        for number, (run_id, folder) in enumerate(listed, 1):
+            if folder is not None:
+                done.artifacts += (await api.ask("DELETE", folder)).outcome is Outcome.ok
+            await api.post("runs/delete", {"run_id": run_id})
+            done.runs += 1
+            if number % 100 == 0:
+                say(f"{number:,} of {count(len(listed), 'run')} deleted")
+        for models in (workspaces.models, workspaces.prompts):
+            for model in await models(api, condition) or ():
+                if _has(model, mark):
+                    await workspaces.remove_model(api, str(model["name"]))
+                    done.models += 1
+        for marked_id in marked:
+            await remove_experiment(api, marked_id, f"hpcstress-removed-{secrets.token_hex(6)}")
+            done.experiments += 1
+    api.enter(None)
+
+
+async def _runs(
+    api: Api, experiment_ids: Sequence[str], condition: str, mark: tuple[str, str]
+) -> AsyncIterator[tuple[str, str | None]]:
+    """Yield id and artifact folder of marked runs.
 
     A folder that is not named after its run may hold the artifacts of others: it is None, as is one out of reach.
     """
-    listed = []
-    async for run in api.search_runs(experiment_id, f"tags.`{SESSION_TAG}` = '{session}'"):
+    async for run in workspaces.runs(api, experiment_ids, condition):
         try:
             run_id, uri = str(run["info"]["run_id"]), str(run["info"].get("artifact_uri", ""))
-            sessions = [tag["value"] for tag in run["data"].get("tags") or () if tag["key"] == SESSION_TAG]
+            marked = _has(run["data"], mark)
         except (KeyError, TypeError, AttributeError):
             raise Failed(Answer(Outcome.malformed, 200, 0, 0, 0, b"")) from None
-        if sessions == [session]:
+        if marked:
             folder = artifact_path(uri)
-            listed.append((run_id, folder if folder is not None and f"/{run_id}/" in f"{folder}/" else None))
-    return listed
+            yield run_id, folder if folder is not None and f"/{run_id}/" in f"{folder}/" else None
+
+
+def _has(holder: Any, mark: tuple[str, str]) -> bool:
+    try:
+        return tags_of(holder).get(mark[0]) == mark[1]
+    except (KeyError, TypeError, AttributeError):
+        raise Failed(Answer(Outcome.malformed, 200, 0, 0, 0, b"")) from None

@@ -18,6 +18,7 @@ from hpcstress.errors import (
     INCOMPLETE,
     INTERRUPTED,
     OK,
+    THRESHOLD,
     USAGE,
     Interruption,
     Refusal,
@@ -25,8 +26,8 @@ from hpcstress.errors import (
     while_read,
 )
 from hpcstress.launcher import promised_rank, seconds_since_start
-from hpcstress.plan import KINDS, OPTIONS, Plan, flag, named
-from hpcstress.quantity import about_size, count, mask_addresses, read_folder
+from hpcstress.plan import KINDS, OPTIONS, Plan, flag, named, negative
+from hpcstress.quantity import SWITCH, about_size, count, mask_addresses, read_folder
 
 if TYPE_CHECKING:
     from hpcstress.clients.dial import Dialer
@@ -40,7 +41,8 @@ app = App(
 
     `hpcstress` alone starts a server on this machine and climbs a small ladder of runs against it.
     `mpirun -n 4 python -m hpcstress --uri https://mlflow.example --runs 10,100,1000` takes 4 ranks and your server;
-    sign in with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN.
+    sign in with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN;
+    at Mantik with MANTIK_USERNAME and MANTIK_PASSWORD.
 
     Exit codes: 0 fine; 1 the tool failed and says what to do; 2 wrong usage; 3 incomplete, or the audit found losses.
     """,
@@ -58,10 +60,11 @@ def _planned(function: Callable[..., int]) -> Callable[..., int]:
         default = KINDS[name].text(option.default)
         told = f"{option.metadata['help']}" + (f" [{default}]" if default else "")
         # The help shows a type's name: one that says what to write teaches more than STR.
-        shown = type(KINDS[name].metavar, (str,), {})
-        parameter = Parameter(
-            name=flag(name), help=told, group=_GROUPS[option.metadata["group"]], allow_leading_hyphen=True
-        )
+        shown: type = type(KINDS[name].metavar, (str,), {})
+        wording: dict[str, Any] = {"allow_leading_hyphen": True}
+        if KINDS[name] is SWITCH:
+            shown, wording = bool, {"negative": negative(name)}
+        parameter = Parameter(name=flag(name), help=told, group=_GROUPS[option.metadata["group"]], **wording)
         options.append(
             inspect.Parameter(
                 name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[shown | None, parameter]
@@ -90,8 +93,8 @@ Output = Annotated[
 ]
 
 
-def _resolve(name: str | None, options: dict[str, str | None]) -> Plan:
-    from hpcstress.workloads import MODULES, load
+def _resolve(name: str | None, options: dict[str, Any]) -> Plan:
+    from hpcstress.workloads import MODULES, check
 
     given = {option: value for option, value in options.items() if value is not None}
     if not given.get("uri", "elsewhere").strip():
@@ -99,7 +102,7 @@ def _resolve(name: str | None, options: dict[str, str | None]) -> Plan:
         raise UsageRefusal("--uri: The address is empty: give one, or leave the option out.")
     plan = Plan() if name is None else named(name, [*MODULES], [word for word in app if not word.startswith("-")])
     plan = plan.with_options(given)
-    load(plan.workload)
+    check(plan)
     return plan
 
 
@@ -113,7 +116,7 @@ def run(
     dry_run: Annotated[
         bool, Parameter(help="Show what would be sent, and send nothing.", negative=(), group=_GROUPS["Output"])
     ] = False,
-    **options: str | None,
+    **options: Any,
 ) -> int:
     """Run a plan: climb its ladder, read the server back, write the result and the report."""
     if dry_run:
@@ -131,11 +134,21 @@ def run(
         progress = Shown() if ranks.rank == 0 else Progress()
         code = run_job(resolved, ranks, folder, os.environ, progress, import_seconds)
         # The others wait asleep: in MPI's own end they would burn the cores that draw the report.
-        ranks.only_first(lambda: _conclude(folder.result))
-    return code
+        kept = ranks.only_first(lambda: _conclude(folder.result, resolved.threshold))
+    return code or (OK if kept else THRESHOLD)
 
 
-def _conclude(result: Path) -> None:
+def _conclude(result: Path, threshold: str) -> bool:
+    """Write and show the report; tell whether the result has kept to its thresholds."""
+    _report(result)
+    if not threshold:
+        return True
+    from analysis.thresholds import kept
+
+    return kept(result)
+
+
+def _report(result: Path) -> None:
     try:
         from analysis.report import summary, write_report
     except ImportError as error:
@@ -156,17 +169,26 @@ def _show_plan(plan: Plan) -> int:
     from hpcstress.estimate import estimate
 
     told = estimate(plan)
-    parts = [count(len(plan.steps), "step"), count(told.runs, "run"), count(told.requests, "request")]
+    surely = "about " if plan.rate else "at least " if plan.duration else ""
+    parts = [count(len(plan.steps), "step"), surely + count(told.runs, "run"), count(told.requests, "request")]
     print(plan.to_toml())
     print(f"# {', '.join(parts)}, {about_size(told.body_bytes)} of data")
-    for operation, times in told.requests_per_run.items():
-        print(f"#   {times} x {operation} in each run")
+    if told.prefill:
+        print(
+            f"# before them {count(told.prefill, 'request')} to make what has to be there, unless it is there already"
+        )
+    for requests in told.requests_per_run:
+        alike = (
+            "each run" if len(told.requests_per_run) == 1 else f"a run of {count(sum(requests.values()), 'request')}"
+        )
+        for operation, times in requests.items():
+            print(f"#   {times} x {operation} in {alike}")
     return OK
 
 
 @app.command
 @_planned
-def plan(plan: PlanName = None, /, **options: str | None) -> int:
+def plan(plan: PlanName = None, /, **options: Any) -> int:
     """Show the resolved plan, how many requests and bytes it sends; send nothing."""
     return _show_plan(_resolve(plan, options))
 
@@ -179,10 +201,28 @@ def workloads() -> int:
 
     print("Workloads:")
     for name, told in describe().items():
-        print(f"  {name:24} {told}")
+        print(f"  {name:31} {told}")
     print("Plans:")
     for name, text in shipped().items():
-        print(f"  {name:24} {text.split(chr(10))[0].lstrip('# ')}")
+        print(f"  {name:31} {text.split(chr(10))[0].lstrip('# ')}")
+    return OK
+
+
+@app.command
+def data(
+    folder: Annotated[Path, Parameter(help="The folder to make; one that is there is never touched.")],
+    /,
+    *,
+    sizes: Annotated[str, Parameter(help="The sizes, each a folder of its own, such as 1MB,10MB.")] = "1MB,10MB,100MB",
+    files: Annotated[int, Parameter(help="How many files share each size.")] = 1,
+    seed: Annotated[int, Parameter(help="What the bytes follow from.")] = 1,
+) -> int:
+    """Write files of exact sizes to disk, with their checksums: `--artifact-folder FOLDER/100MB` uploads them."""
+    from hpcstress.dataset import sizes_of, write
+    from hpcstress.quantity import read_count, read_positive
+
+    write(folder, sizes_of(sizes), read_positive(files), read_count(seed), print)
+    print(f"Checksums: {folder}/SHA256SUMS")
     return OK
 
 
@@ -217,9 +257,10 @@ def serve(name: Annotated[str, Parameter(help="Which server to start.")] = "mlfl
 
 @app.command
 @_planned
-def doctor(plan: PlanName = None, /, **options: str | None) -> int:
+def doctor(plan: PlanName = None, /, **options: Any) -> int:
     """See from every rank whether the server can be reached, lets in, and how good files, clocks and MPI are."""
     from hpcstress.doctor import examine
+    from hpcstress.estimate import estimate
     from hpcstress.preflight import check_open_files
     from hpcstress.ranks import world
 
@@ -232,7 +273,7 @@ def doctor(plan: PlanName = None, /, **options: str | None) -> int:
         findings = examine(ranks, dialer, min(30.0, resolved.timeout), import_seconds)
         if ranks.rank == 0:
             _print_findings(findings, ranks, dialer.target if dialer else None)
-        ranks.first_refusal(lambda: check_open_files(max(resolved.warmup, *resolved.runs), ranks.size))
+        ranks.first_refusal(lambda: check_open_files(estimate(resolved).connections, ranks.size))
         trouble = ranks.tell((any(finding.trouble for finding in findings),) if ranks.rank == 0 else None)[0]
     return FAILED if trouble else OK
 
@@ -241,8 +282,9 @@ def _named_server(uri: str) -> Dialer | None:
     import asyncio
 
     from hpcstress.clients.dial import way_to
+    from hpcstress.target import is_named
 
-    if not uri and not any(os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_URL")):
+    if not is_named(uri, os.environ):
         return None
     return asyncio.run(way_to(uri, os.environ))
 
@@ -303,8 +345,22 @@ def audit(result: ResultPath, /) -> int:
 
 
 @app.command
-def clean(result: ResultPath, /) -> int:
-    """Delete on the server what the job of a result has created, and nothing else."""
+def clean(
+    result: ResultPath,
+    /,
+    *,
+    prefill: Annotated[
+        bool,
+        Parameter(
+            help="Delete what was made to be there before the load, too, though other jobs may use it.", negative=()
+        ),
+    ] = False,
+) -> int:
+    """Delete on the server what the job of a result has created, and nothing else.
+
+    What was made to be there before its load (--prefill-runs, --prefill-experiments) stays for other jobs, unless you
+    say --prefill.
+    """
     import asyncio
 
     from hpcstress.clean import clean as clean_server
@@ -312,6 +368,8 @@ def clean(result: ResultPath, /) -> int:
     from hpcstress.clients.dial import way_to
     from hpcstress.plan import from_toml
     from hpcstress.result import Result
+    from hpcstress.tokens import Renewal, sign_in
+    from hpcstress.workspaces import places
 
     with Result(result) as opened:
         facts, plan_told = opened.facts, from_toml(opened.plan_toml)
@@ -320,11 +378,22 @@ def clean(result: ResultPath, /) -> int:
 
     async def act() -> Any:
         async with Api(await way_to(str(facts["uri"]), os.environ), plan_told.timeout) as api:
-            return await clean_server(api, facts, _tell)
+            await sign_in(api.target)
+            with Renewal(api.target, api.target.token):
+                left_in = places(plan_told, there=bool(facts.get("workspaces")))
+                return await clean_server(api, facts, _tell, prefill=prefill, places=left_in)
 
     cleaned = asyncio.run(act())
     gone = " and the experiment" if cleaned.experiment else ""
     print(f"Deleted {count(cleaned.runs, 'run')}, the artifacts of {cleaned.artifacts:,} of them{gone}.")
+    if cleaned.experiments or cleaned.models or cleaned.workspaces:
+        kinds = {"experiment": cleaned.experiments, "registered model": cleaned.models, "workspace": cleaned.workspaces}
+        beside = [f"{count(number, kind)}" for kind, number in kinds.items()]
+        print(f"Deleted what runs had created beside them: {', '.join(beside)}.")
+    if prefill:
+        print(f"Deleted {count(cleaned.prefill, 'run')} that were there before the load.")
+    elif "prefill" in facts:
+        print("What was made to be there before the load stays for other jobs; --prefill deletes it, too.")
     print("MLflow keeps deleted runs until `mlflow gc` is called where the server runs.")
     return OK
 

@@ -15,6 +15,8 @@ from hpcstress.errors import Refusal
 from hpcstress.folder import open_files_limit
 from hpcstress.preflight import sign_in
 from hpcstress.ranks import World
+from hpcstress.target import Token
+from hpcstress.tokens import adopt
 
 _ROUND_TRIPS = 5
 
@@ -36,7 +38,8 @@ class Finding(NamedTuple):
 def examine(world: World, dialer: Dialer | None, timeout: float, import_seconds: float) -> list[Finding]:
     """Return every rank's findings on rank 0. Rank 0 signs in first: a wrong password is tried once, not by all."""
     if dialer is not None:
-        world.only_first(lambda: asyncio.run(_reach(dialer, timeout)))
+        token = world.only_first(lambda: asyncio.run(_enter(dialer, timeout)))
+        world.first_refusal(lambda: adopt(dialer.target, token))
     offset = world.offset()
     server, round_trip, trouble = "", 0.0, ""
     if dialer is not None:
@@ -57,6 +60,11 @@ def examine(world: World, dialer: Dialer | None, timeout: float, import_seconds:
             trouble=trouble,
         )
     )
+
+
+async def _enter(dialer: Dialer, timeout: float) -> Token | None:
+    await _reach(dialer, timeout)
+    return dialer.target.token
 
 
 async def _reach(dialer: Dialer, timeout: float) -> tuple[str, float]:

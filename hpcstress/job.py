@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from math import inf
 from socket import gethostname
 from time import monotonic_ns
 from typing import Any
@@ -19,33 +22,41 @@ from typing import Any
 import numpy as np
 import uvloop
 
+from hpcstress import prefill
 from hpcstress.audit import Auditor
 from hpcstress.books import Books
+from hpcstress.clients import Place
 from hpcstress.clients.api import Api
 from hpcstress.clients.dial import Dialer, way_to
 from hpcstress.clients.null import Null
+from hpcstress.clients.retries import Policy
 from hpcstress.clients.wire import Wire
 from hpcstress.clocks import drift_ppm
 from hpcstress.content import Content
+from hpcstress.errors import Refusal
+from hpcstress.files import listed
 from hpcstress.folder import RunFolder
 from hpcstress.journal import Journal
 from hpcstress.plan import Plan
 from hpcstress.preflight import wait_until_back
-from hpcstress.prepare import Setup, prepare
+from hpcstress.prepare import Setup, prepare, share_a_run
 from hpcstress.progress import Beat, Progress
+from hpcstress.quantity import is_store
 from hpcstress.ranks import World
-from hpcstress.replay import acknowledged_requests
+from hpcstress.replay import Acknowledged
 from hpcstress.result import ResultWriter, rank_row
-from hpcstress.schedule import WARMUP, Step, owned, steps, warmup
+from hpcstress.schedule import PREFILL, Step, steps, warmup
 from hpcstress.stop import Stop
 from hpcstress.summary import StepSummary
-from hpcstress.worker import Clients, Health, Tally, Worker
-from hpcstress.workloads import load
+from hpcstress.tokens import Renewal
+from hpcstress.worker import Clients, Filling, Health, Share, Tally, Worker
+from hpcstress.workloads import Prefill, load, prefilled, shares_a_run
 
 # Long enough for the word of the common start to reach everybody through sleeping polls.
 _LEAD_NS = 150_000_000
 _LEAD_PER_RANK_NS = 1_000_000
 _BEAT_SECONDS = 0.1
+_TROUBLES = 3
 
 
 def run_job(
@@ -60,6 +71,8 @@ def run_job(
     stop = Stop(speaks=world.rank == 0, place=folder.path)
     with ExitStack() as resources, stop.listening():
         setup = world.only_first(lambda: prepare(plan, world, folder, environment, progress, resources, stop))
+        if plan.artifact_folder:
+            world.first_refusal(lambda: listed(plan.artifact_folder))
         before = world.offset()
         header = {
             "ranks": world.size,
@@ -71,16 +84,26 @@ def run_job(
         }
         journal = world.first_refusal(lambda: Journal(folder.journal(world.rank), world.rank, header))
         with journal:
-            dialer = world.first_refusal(lambda: _way_to_the_server(plan, setup, environment))
+            way = world.first_refusal(lambda: _way(plan, setup, environment))
+            # The token lives on in pauses, while rows are gathered and in the audit: it is renewed until the end.
+            target = way.target if isinstance(way, Dialer) else None
+            renewal = resources.enter_context(world.first_refusal(lambda: Renewal(target, setup.token)))
+            at_once = -(-max(plan.warmup, *plan.steps) // world.size)
+            clients = world.first_refusal(
+                lambda: resources.enter_context(_clients(plan, setup, journal, way, environment, at_once))
+            )
             books = None
             if world.rank == 0:
-                books = Books(resources.enter_context(ResultWriter(folder.result, plan.to_toml(), setup.facts)), folder)
-            Job(plan, world, setup, journal, dialer, before.offset_ns, books, progress, stop).climb()
+                writer = resources.enter_context(ResultWriter(folder.result, plan.to_toml(), setup.facts))
+                books = Books(writer, folder, notes=setup.notes)
+            Job(plan, world, setup, journal, way, clients, before.offset_ns, books, progress, stop).climb()
         row = rank_row(world.rank, header, complete=True, drift_ppm=drift_ppm(before, world.offset()))
         rows = world.collect(row)
+        troubles = world.collect(renewal.trouble)
         if books is None:
             return world.tell(None)
         books.tables["ranks"] = rows
+        books.notes += [*dict.fromkeys(filter(None, troubles))][:_TROUBLES]
         if setup.server is not None:
             # Before the result is written: what its end shows belongs into it.
             setup.server.stop()
@@ -89,59 +112,135 @@ def run_job(
         return world.tell(books.finish())
 
 
-def _way_to_the_server(plan: Plan, setup: Setup, environment: Mapping[str, str]) -> Dialer | None:
+def _way(plan: Plan, setup: Setup, environment: Mapping[str, str]) -> Dialer | str | None:
+    """Return the way to the server, the address of a database that needs none, or nothing."""
     if plan.client == "null":
         return None
     # Everybody goes where rank 0 has been, whatever address its own environment holds.
-    return asyncio.run(way_to(str(setup.facts["uri"]), setup.environment or environment))
+    uri = str(setup.facts["uri"])
+    return uri if is_store(uri) else asyncio.run(way_to(uri, setup.environment or environment))
+
+
+@contextmanager
+def _clients(
+    plan: Plan, setup: Setup, journal: Journal, way: Dialer | str | None, environment: Mapping[str, str], at_once: int
+) -> Iterator[Clients]:
+    if way is None:
+        yield Null(journal, plan.seed, plan.null_delay, plan.null_failures)
+    elif isinstance(way, str) or plan.client == "stock":
+        from hpcstress.clients.stock import Settings, opened
+
+        sizes = [plan.varied(rung.variation).artifact_size for rung in plan.rungs] if plan.artifacts else []
+        settings = Settings(
+            uri=str(setup.facts["uri"]),
+            environment=setup.environment or environment,
+            timeout=plan.timeout,
+            patient=plan.patient,
+            at_once=at_once,
+            largest_artifact=max(sizes, default=0),
+            target=way.target if isinstance(way, Dialer) else None,
+        )
+        with opened(settings, journal, setup.place) as stock:
+            yield stock
+    else:
+        yield Wire(way, journal, setup.place, plan.timeout, Policy() if plan.patient else None)
 
 
 @dataclass
 class Job:
-    """Play one rank's part in all steps of a plan. Only rank 0 has books; the null client needs no dialer."""
+    """Play one rank's part in all steps of a plan. Only rank 0 has books; the null client needs no way to anywhere."""
 
     plan: Plan
     world: World
     setup: Setup
     journal: Journal
-    dialer: Dialer | None
+    way: Dialer | str | None
+    clients: Clients
     offset_ns: int
     books: Books | None
     progress: Progress
     stop: Stop
 
     def __post_init__(self) -> None:
-        plan, content = self.plan, Content(self.plan, self.setup.session)
-        play = load(plan.workload)
+        plan = self.plan
         self._stop_told = False
         self._beats: list[Beat] = []
-        self._worker = Worker(play, content, self._clients(), plan.timeout)
+        self._worker = Worker(load(plan.workload), self.clients, plan.timeout)
         self._auditor = None
-        if self.dialer is not None and plan.audit:
+        if self.way is not None and plan.audit:
             self._auditor = Auditor(
-                self.world, self.dialer, content, play, self.setup.experiment_id, self._asked_to_stop
+                self.world, self.way, plan, self.setup.session, self.setup.place, self._asked_to_stop
             )
-
-    def _clients(self) -> Clients:
-        if self.dialer is None:
-            return Null(self.journal, self.plan.seed, self.plan.null_delay, self.plan.null_failures)
-        return Wire(self.dialer, self.journal, self.setup.experiment_id, self.plan.timeout)
 
     def climb(self) -> None:
         """Play every step; between two of them gather the rows, read the server back, and let it come to rest."""
+        if not self._prefill():
+            return
         if self.plan.warmup:
-            self._play(warmup(self.plan))
+            self._play_step(warmup(self.plan))
         for step in steps(self.plan):
             if (step.number or self.plan.warmup) and not self._may_go_on(step):
                 return
             first_row = self.journal.length
-            began, reports = self._play(step)
-            acknowledged = self._gather(step, began, first_row)
+            began, reports = self._play_step(step)
+            acknowledged = self._gather(step, began, first_row, sum(tally.finished for _, tally in reports))
             if self.books is not None:
                 self.books.hear(step, reports)
             if self.world.tell(self._stopped_in(step) if self.books is not None else None):
                 return
             self._audit(step, acknowledged)
+
+    @property
+    def dialer(self) -> Dialer | None:
+        """Return the way to a server, None where there is none to ask."""
+        return self.way if isinstance(self.way, Dialer) else None
+
+    def _prefill(self) -> bool:
+        """Make what has to be there before the load and is not; return whether the job goes on."""
+        wanted, world, missing = prefilled(self.plan), self.world, self.setup.missing
+        if wanted is None or self.dialer is None:
+            return True
+        while count := world.tell(len(missing) if self.books is not None else None):
+            step = Step(PREFILL, 0, count)
+            dealt = [missing[rank :: world.size] for rank in range(world.size)] if self.books is not None else None
+            mine = world.deal(dealt)
+            content = self._content(step)
+            units = deque(content.unit(number, wanted.holds) for number in mine)
+            share = Filling(step, content, world.rank, world.size, units)
+            _, reports = self._play(share, len(units), Worker(wanted.play, self.clients, self.plan.timeout))
+            if world.tell(self._stopped_in(step) if self.books is not None else None):
+                return False
+            missing = world.only_first(partial(self._still_missing, wanted, count, reports))
+        return True
+
+    def _still_missing(self, wanted: Prefill, before: int, reports: list[tuple[Health, Tally]]) -> list[int]:
+        """Look on rank 0 what is still missing; give up on a server that takes less than half of it."""
+        dialer, place = self.dialer, self.setup.place
+        assert dialer is not None
+
+        async def look() -> list[int]:
+            async with Api(dialer, self.plan.timeout) as api:
+                return (await prefill.look(api, self.plan, wanted, place)).missing
+
+        missing = asyncio.run(look())
+        if len(missing) * 2 > before:
+            told = {cause: words for _, tally in reports for cause, words in tally.said.items()}
+            heard = "".join(f" {cause}: the server said {words!r}." for cause, words in told.items())
+            raise Refusal(
+                f"What has to be there before the load cannot be made: of {before} units that were sent, "
+                f"{len(missing)} are not on the server. Look into its log, or take fewer.{heard}"
+            )
+        return missing
+
+    def _place(self, step: Step) -> Place:
+        """Return where a step's load goes: with a run of its own, where its users share one."""
+        place = self.setup.place
+        if step.number == PREFILL:
+            return replace(place, experiment_id=place.prefilled)
+        dialer = self.dialer
+        if dialer is None or not shares_a_run(self.plan.workload):
+            return place
+        return replace(place, shared_run=asyncio.run(share_a_run(dialer, self.setup, step, self.plan.timeout)))
 
     def _may_go_on(self, step: Step) -> bool:
         """Let the server rest, and see whether it is still there; rank 0 decides for all."""
@@ -157,8 +256,8 @@ class Job:
             time.sleep(min(_BEAT_SECONDS, max(0.0, until - time.monotonic())))
 
     def _server_is_back(self, step: Step) -> bool:
-        books, dialer = self.books, self.dialer
-        if dialer is None or books is None:
+        books, dialer = self.books, self.way
+        if not isinstance(dialer, Dialer) or books is None:
             return True
 
         async def wait() -> float | None:
@@ -181,25 +280,36 @@ class Job:
     def _stopped_in(self, step: Step) -> bool:
         if not self.stop.asked or self.books is None:
             return False
-        self.books.incomplete(f"Stopped by a signal in step {step.number + 1} of {len(self.plan.steps)}.")
+        where = f"in step {step.number + 1} of {len(self.plan.steps)}"
+        self.books.incomplete(f"Stopped by a signal {'before the load' if step.number >= PREFILL else where}.")
         return True
 
-    def _play(self, step: Step) -> tuple[float, list[tuple[Health, Tally]]]:
+    def _content(self, step: Step) -> Content:
+        return Content(self.plan.varied(step.variation), self.setup.session, step.size)
+
+    def _play_step(self, step: Step) -> tuple[float, list[tuple[Health, Tally]]]:
+        """Play this rank's share of a step."""
+        share = Share(step, self._content(step), self.world.rank, self.world.size)
+        return self._play(share, len(share.places), self._worker)
+
+    def _play(self, share: Share, owned: int, worker: Worker) -> tuple[float, list[tuple[Health, Tally]]]:
         """Start together with all ranks, play, wait for all; return the start (UTC) and what the ranks report."""
-        world = self.world
+        world, step = self.world, share.step
         start = began = None
+        self.clients.place = world.only_first(lambda: self._place(step))
         if self.books is not None:
             start = monotonic_ns() + _LEAD_NS + _LEAD_PER_RANK_NS * world.size
             began = time.time() + (start - monotonic_ns()) / 1e9
-            if step.number != WARMUP:
-                self.books.folder.note("step", number=step.number, repeat=step.repeat, size=step.size, began=began)
-            self.progress.begin(step, len(self.plan.steps))
+            measured = step.number < PREFILL
+            if measured:
+                self.books.folder.note("step", **step._asdict(), began=began)
+            seconds = (self.plan.duration or inf) if self.plan.users and measured else 0.0
+            self.progress.begin(step, len(self.plan.steps), seconds)
         start, began = world.tell(None if start is None or began is None else (start, began))
         origin = start - self.offset_ns
         self.journal.begin(step.number, origin)
-        runs = owned(step.size, world.rank, world.size)
-        tally = Tally(len(runs))
-        first_row = self.journal.length
+        tally = Tally(owned)
+        before = self.journal.requests
 
         def pulse(done: bool = False) -> bool:
             word = Beat(
@@ -207,13 +317,13 @@ class Job:
                 tally.owned,
                 tally.finished,
                 tally.failed,
-                self.journal.length - first_row,
+                self.journal.requests - before,
                 done,
                 self.stop.asked,
             )
             return self._heed(world.beat(word), step)
 
-        health = uvloop.run(self._worker.play_step(step, runs, origin, tally, pulse))
+        health = uvloop.run(worker.play_step(share, origin, tally, pulse))
         pulse(done=True)
         if self.books is not None:
             while sum(beat.done for beat in self._beats) < world.size:
@@ -238,26 +348,25 @@ class Job:
             self.world.stop_all()
         return self.stop.asked
 
-    def _gather(self, step: Step, began: float, first_row: int) -> np.ndarray[Any, Any] | None:
-        """Bring the step's rows to rank 0; return there how many requests of each run were acknowledged."""
+    def _gather(self, step: Step, began: float, first_row: int, finished: int) -> Acknowledged | None:
+        """Bring the step's rows to rank 0; return there what of each run was acknowledged."""
         books = self.books
-        acknowledged = np.zeros(step.size, np.uint32)
+        acknowledged = Acknowledged()
         summary = StepSummary(step, began)
 
         def store(rows: np.ndarray[Any, Any]) -> None:
-            nonlocal acknowledged
             assert books is not None
             books.writer.append(rows)
             summary.add(rows)
-            acknowledged += acknowledged_requests(rows, step.size)
+            acknowledged.add(rows)
 
         self.world.gather_rows(self.journal.rows(first_row), store)
         if books is None:
             return None
-        books.tables["steps"].append(summary.row())
+        books.tables["steps"].append(summary.row(finished))
         return acknowledged
 
-    def _audit(self, step: Step, acknowledged: np.ndarray[Any, Any] | None) -> None:
+    def _audit(self, step: Step, acknowledged: Acknowledged | None) -> None:
         if self._auditor is None:
             return
         if self.books is not None:

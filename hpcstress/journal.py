@@ -41,6 +41,8 @@ class Journal:
         self.path = path
         self.rank = rank
         self.length = 0
+        # Rows that are no requests: whole calls of MLflow's client.
+        self.calls = 0
         self._step = 0
         self._origin = 0
         try:
@@ -60,6 +62,11 @@ class Journal:
             raise Refusal(f"The journal {self.path} cannot grow: {error.strerror}.") from None
         self._window_offset = offset
         self._position = 0
+
+    @property
+    def requests(self) -> int:
+        """Return how many rows stand for something that was sent."""
+        return self.length - self.calls
 
     def begin(self, step: int, origin: int) -> None:
         """Say which step the next rows belong to, and the local monotonic nanosecond of its common start."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import monotonic
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
+from hpcstress import tokens
 from hpcstress.clients.answer import Answer, Failed, said
 from hpcstress.clients.api import Api, refusal
-from hpcstress.clients.wire import API
+from hpcstress.clients.requests import API
 from hpcstress.errors import Refusal
 from hpcstress.folder import open_files_limit
 from hpcstress.quantity import count
@@ -23,14 +25,16 @@ _AWAY = (Outcome.refused, Outcome.timeout, Outcome.closed, Outcome.gateway)
 
 
 class Experiment(NamedTuple):
-    """Hold the experiment that the runs go to, and whether this job has created it."""
+    """Hold an experiment that runs go to, and whether this job has created it."""
 
     id: str
     created: bool
+    tags: Mapping[str, str] = MappingProxyType({})
 
 
 async def sign_in(api: Api) -> str:
-    """Check address and credentials with a single request, and return the server's version."""
+    """Check address and credentials with a single request, and return the server's version. Mantik is asked first."""
+    await tokens.sign_in(api.target)
     try:
         await api.post("experiments/search", {"max_results": 1})
     except Failed as failure:
@@ -39,8 +43,10 @@ async def sign_in(api: Api) -> str:
     return said(answer.body)[:40] if answer.outcome is Outcome.ok else "unknown"
 
 
-async def find_experiment(api: Api, experiment_id: str | None, name: str) -> Experiment:
-    """Return the experiment by its id or its name; one that is only named is created."""
+async def find_experiment(
+    api: Api, experiment_id: str | None, name: str, tags: Mapping[str, str] | None = None
+) -> Experiment:
+    """Return the experiment by its id or its name; one that is only named is created, with tags."""
     try:
         if experiment_id is not None:
             told = await api.get("experiments/get", experiment_id=experiment_id)
@@ -54,9 +60,10 @@ async def find_experiment(api: Api, experiment_id: str | None, name: str) -> Exp
                 f"There is no experiment {experiment_id!r} on the server: correct MLFLOW_EXPERIMENT_ID, "
                 "or unset it and give --experiment NAME."
             ) from None
-        return await _create_experiment(api, name)
+        return await _create_experiment(api, name, tags or {})
     try:
         found, stage = str(told["experiment"]["experiment_id"]), told["experiment"].get("lifecycle_stage", "active")
+        there = tags_of(told["experiment"])
     except (KeyError, TypeError, AttributeError):
         raise refusal(api.target, _malformed(), "asking for the experiment") from None
     if stage != "active":
@@ -64,17 +71,38 @@ async def find_experiment(api: Api, experiment_id: str | None, name: str) -> Exp
             f"The experiment {name if experiment_id is None else found!r} is deleted on the server: restore it "
             "(`mlflow experiments restore`), or choose another with --experiment."
         )
-    return Experiment(found, False)
+    return Experiment(found, False, there)
 
 
-async def _create_experiment(api: Api, name: str) -> Experiment:
+async def _create_experiment(api: Api, name: str, tags: Mapping[str, str]) -> Experiment:
+    told_tags = [{"key": key, "value": value} for key, value in tags.items()]
     try:
-        told = await api.post("experiments/create", {"name": name})
-        return Experiment(str(told["experiment_id"]), True)
+        told = await api.post("experiments/create", {"name": name, **({"tags": told_tags} if tags else {})})
+        return Experiment(str(told["experiment_id"]), True, tags)
     except Failed as failure:
         raise refusal(api.target, failure.answer, f"creating the experiment {name!r}") from None
     except (KeyError, TypeError):
         raise refusal(api.target, _malformed(), "creating the experiment") from None
+
+
+async def is_active(api: Api, experiment_id: str) -> bool:
+    """Tell whether an experiment is there and not deleted."""
+    told = await api.get("experiments/get", experiment_id=experiment_id)
+    try:
+        return bool(told["experiment"].get("lifecycle_stage", "active") == "active")
+    except (KeyError, TypeError, AttributeError):
+        raise Failed(_malformed()) from None
+
+
+async def remove_experiment(api: Api, experiment_id: str, new_name: str) -> None:
+    """Delete an experiment; MLflow keeps the name of a deleted one taken, so it gets another before."""
+    await api.post("experiments/update", {"experiment_id": experiment_id, "new_name": new_name})
+    await api.post("experiments/delete", {"experiment_id": experiment_id})
+
+
+def tags_of(holder: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tags of an experiment, or of a run's data, as a server tells them."""
+    return {str(tag["key"]): str(tag.get("value", "")) for tag in holder.get("tags") or ()}
 
 
 def _malformed() -> Answer:

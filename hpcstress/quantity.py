@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from hpcstress.errors import UsageRefusal
 
-Scalar = str | int | float | list[int]
+Scalar = str | int | float | bool | list[int]
 
 _SIZES = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _SIZES_FOLDED = {unit.lower(): factor for unit, factor in _SIZES.items()}
@@ -21,6 +21,7 @@ _TIMES = {"": 1.0, "s": 1.0, "ms": 1e-3, "m": 60.0, "min": 60.0, "h": 3600.0}
 # Floats are exact up to here, so that a size comes back equal whatever unit it is written in.
 _LARGEST_SIZE = 9_000_000 * 10**9
 _LONGEST_SECONDS = 1e9
+_LOWEST_RATE, _HIGHEST_RATE = 1e-6, 1e6
 # What a row of the journal has room for.
 _LARGEST_COUNT = 2**32 - 1
 # A slice of a run's parameters costs what all before it cost: more than this would measure the generator.
@@ -28,6 +29,11 @@ _LARGEST_AMOUNT = 100_000
 _WHOLE_NUMBER = re.compile(r"-?[0-9]+")
 # Longer ones are too large for everything, and Python does not read those of thousands of digits.
 _MOST_DIGITS = 18
+# Databases that every rank opens itself. A password has no place in them.
+_STORES = {
+    "sqlite": re.compile(r"sqlite(\+\w+)?:///[^?#@:\s]+", re.ASCII),
+    "postgresql": re.compile(r"postgresql(\+\w+)?://([\w.-]+@)?[\w.-]*(:\d+)?/[\w.-]+", re.ASCII),
+}
 _NUMBER_AND_UNIT = re.compile(
     r"\s*([0-9][0-9_]*(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", re.ASCII | re.IGNORECASE
 )
@@ -44,6 +50,8 @@ class Kind:
     def text(self, value: Any) -> str:
         """Write a value as it would be typed on a command line."""
         written = self.write(value)
+        if isinstance(written, bool):
+            return "yes" if written else "no"
         return ",".join(map(str, written)) if isinstance(written, list) else str(written)
 
 
@@ -187,6 +195,33 @@ def read_ladder(value: object) -> tuple[int, ...]:
     return ladder
 
 
+def read_users(value: object) -> tuple[int, ...]:
+    """Read a ladder of users; empty text or an empty list is none."""
+    return () if value in ("", (), []) else read_ladder(value)
+
+
+def read_rate(value: object) -> float:
+    """Read how many iterations are due each second, 0 for as many as the users can do."""
+    try:
+        rate = float(str(value).strip().removesuffix("/s"))
+    except ValueError:
+        raise UsageRefusal(f"{value!r} is not a rate: write how many per second, such as 50 or 0.5.") from None
+    if rate and not _LOWEST_RATE <= rate <= _HIGHEST_RATE:
+        most = f"{_LOWEST_RATE:f} to {_HIGHEST_RATE:.0f}"
+        raise UsageRefusal(f"A rate of {value} per second is not possible: give {most}, or 0 for none.")
+    return rate
+
+
+def read_sweep(value: object) -> str:
+    """Read which options vary from step to step: `params=10,100,1000 metrics=0,10`."""
+    text = " ".join(read_text(value).split()) if value != "" else ""
+    for part in text.split():
+        name, found, values = part.partition("=")
+        if not (name and found and all(values.split(","))):
+            raise UsageRefusal(f"{part!r} names no option and its values: write params=10,100,1000.")
+    return text
+
+
 def read_fraction(value: object) -> float:
     """Read a share between 0 and 1, also written as a percentage."""
     text = str(value).strip()
@@ -197,6 +232,16 @@ def read_fraction(value: object) -> float:
     if not 0 <= share <= 1:
         raise UsageRefusal(f"{value!r} is not a share between 0 and 1.")
     return share
+
+
+def read_switch(value: object) -> bool:
+    """Read whether something is wanted: true or false, yes or no."""
+    if isinstance(value, bool):
+        return value
+    wanted = {"yes": True, "true": True, "no": False, "false": False}.get(str(value).strip().lower())
+    if wanted is None:
+        raise UsageRefusal(f"{value!r} is neither yes nor no.")
+    return wanted
 
 
 def read_text(value: object) -> str:
@@ -210,6 +255,11 @@ def read_text(value: object) -> str:
     return value
 
 
+def read_path(value: object) -> str:
+    """Read the path of something that may be left out: empty text is none."""
+    return "" if value == "" else read_text(value)
+
+
 def read_folder(value: str) -> Path:
     """Read the path of the output folder; refuse one without letters, which would be the working directory."""
     if not value.strip():
@@ -217,11 +267,18 @@ def read_folder(value: str) -> Path:
     return Path(value)
 
 
+def is_store(uri: str) -> bool:
+    """Tell whether an address is that of a database, which MLflow's Python store opens without a server."""
+    return uri.partition(":")[0].partition("+")[0] in _STORES
+
+
 def read_uri(value: object) -> str:
-    """Read a server's address; refuse one without a scheme, or with a password in it."""
+    """Read the address of a server or of a store; refuse one without a scheme, or with a password in it."""
     if not isinstance(value, str):
         raise UsageRefusal(f"{value!r} is not a text.")
     shown = mask_password(value.strip())
+    if is_store(value.strip()):
+        return _read_store(value.strip())
     if "@" in value:
         # Also behind the host: what looks like a path may be the rest of a password with a / in it.
         raise UsageRefusal(
@@ -252,6 +309,15 @@ def read_uri(value: object) -> str:
     return uri.rstrip("/ ")
 
 
+def _read_store(uri: str) -> str:
+    if not _STORES[uri.partition(":")[0].partition("+")[0]].fullmatch(uri):
+        raise UsageRefusal(
+            f"The address {mask_password(uri)!r} is no store that hpcstress can open: write sqlite:////path/to/file.db "
+            "or postgresql://user@host:5432/database. A password belongs into PGPASSWORD or ~/.pgpass."
+        )
+    return uri
+
+
 COUNT = Kind("N", read_count, int)
 AMOUNT = Kind("N", read_amount, int)
 POSITIVE = Kind("N", read_positive, int)
@@ -262,6 +328,11 @@ POSITIVE_DURATION = Kind("SECONDS", read_positive_seconds, write_seconds)
 FRACTION = Kind("SHARE", read_fraction, float)
 TEXT = Kind("TEXT", read_text, str)
 URI = Kind("URI", read_uri, str)
+USERS = Kind("N,N,...", read_users, list)
+RATE = Kind("PER_SECOND", read_rate, float)
+PATH = Kind("PATH", read_path, str)
+SWITCH = Kind("YES|NO", read_switch, bool)
+SWEEP = Kind("OPTION=V,V...", read_sweep, str)
 
 
 def choice(*names: str) -> Kind:

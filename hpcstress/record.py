@@ -1,5 +1,8 @@
 """One HTTP attempt as one 64-byte row: its layout, the codes of operations and outcomes, the format's version.
 
+An attempt has a number from 1 on, which counts how often its request was sent. A row with the attempt 0 is no request:
+it is a whole call of MLflow's client, and comes after the rows of its attempts.
+
 The same layout is the journal's row, the HDF5 file's columns and the data frame's columns.
 """
 
@@ -25,7 +28,77 @@ class Operation(enum.IntEnum):
     search_runs = 7
     log_artifact = 8
     finish_run = 9
+    log_param = 10
+    log_metric = 11
+    log_batch = 12
+    create_experiment = 13
+    get_experiment = 14
+    search_experiments = 15
+    get_metric_history = 16
+    list_artifacts = 17
+    download_artifact = 18
+    create_model = 19
+    create_model_version = 20
+    search_models = 21
+    list_workspaces = 22
+    log_spans = 23
+    search_traces = 24
+    get_trace = 25
+    create_logged_model = 26
+    finish_logged_model = 27
+    create_prompt = 28
+    create_prompt_version = 29
+    search_prompts = 30
+    # A batch that is one step of a published benchmark has its true size in its name.
+    log_40_metrics = 40
+    log_400_metrics = 41
+    log_1000_metrics = 42
+    log_10_params = 43
+    log_100_params = 44
+    # What MLflow's client asks besides, of which no workload knows.
+    server_info = 253
+    other = 254
     end = 255
+
+
+READS = frozenset(
+    {
+        Operation.connect,
+        Operation.get_run,
+        Operation.search_runs,
+        Operation.get_experiment,
+        Operation.search_experiments,
+        Operation.get_metric_history,
+        Operation.list_artifacts,
+        Operation.download_artifact,
+        Operation.search_models,
+        Operation.list_workspaces,
+        Operation.search_traces,
+        Operation.get_trace,
+        Operation.search_prompts,
+        Operation.server_info,
+        Operation.other,
+    }
+)
+"""Operations that leave nothing on the server. All others are writes: an audit checks what was acknowledged of them."""
+
+OPTIONAL = frozenset(
+    {
+        Operation.create_model,
+        Operation.create_model_version,
+        Operation.search_models,
+        Operation.list_workspaces,
+        Operation.log_spans,
+        Operation.search_traces,
+        Operation.get_trace,
+        Operation.create_logged_model,
+        Operation.finish_logged_model,
+        Operation.create_prompt,
+        Operation.create_prompt_version,
+        Operation.search_prompts,
+    }
+)
+"""Operations that not every server has: one that is answered with `not_supported` is left out from then on."""
 
 
 class Outcome(enum.IntEnum):
@@ -45,6 +118,8 @@ class Outcome(enum.IntEnum):
     malformed = 11
     tls = 12
     interrupted = 13
+    # The answer is well-formed, and lacks what has to be there.
+    missing = 14
 
 
 # Little endian.

@@ -15,7 +15,7 @@ from hpcstress.folder import RunFolder
 from hpcstress.journal import JournalFile
 from hpcstress.lock import held
 from hpcstress.result import TABLES, ResultWriter, Rows, rank_row
-from hpcstress.schedule import WARMUP, Step
+from hpcstress.schedule import PREFILL, Step
 from hpcstress.summary import StepSummary
 
 # Seconds since 1970 that a calendar still knows.
@@ -53,7 +53,7 @@ def recover(folder: RunFolder) -> list[str]:
                 notes.append(str(refusal))
                 continue
             for piece in journal.rows():
-                rows = piece[piece["step"] != WARMUP]
+                rows = piece[piece["step"] < PREFILL]
                 writer.append(rows)
                 for number in np.unique(rows["step"]).tolist():
                     summary = summaries.setdefault(number, StepSummary(Step(number, 0, 0), 0.0))
@@ -112,12 +112,12 @@ def _read_log(folder: RunFolder) -> _Log:
                 log.plan = _readable(event.get("plan"))
             case {"event": "step", "number": number, "repeat": repeat, "size": size, "began": began} if (
                 _fits(number, steps["step"])
-                and number != WARMUP
+                and number < PREFILL
                 and _fits(repeat, steps["repeat"])
                 and _fits(size, steps["size"])
                 and _fits(began, steps["began"])
             ):
-                log.steps[number] = StepSummary(Step(number, repeat, size), began)
+                log.steps[number] = StepSummary(Step(number, repeat, size, str(event.get("variation", ""))), began)
             case {"event": "audit"} if all(_fits(event.get(name), audits[name]) for name in audits.names or ()):
                 log.audits.append(_audit_row(event))
             case {"event": "job" | "step" | "audit"}:

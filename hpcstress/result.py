@@ -29,8 +29,9 @@ Rows = np.ndarray[Any, np.dtype[Any]]
 
 TABLES: dict[str, np.dtype[Any]] = {
     # One row per step. Times are nanoseconds since the step's common start on rank 0's clock, -1 where nothing
-    # happened; `began` is the common start in seconds since 1970 (UTC), `runs_finished` counts runs of which every
-    # operation was acknowledged, `first_done` and `last_done` are the first and the last rank's end of its share.
+    # happened; `began` is the common start in seconds since 1970 (UTC), `runs_finished` counts runs that came to
+    # their end without a failure, `first_done` and `last_done` are the first and the last rank's end of its share.
+    # `runs_begun` counts runs that have sent something, `variation` is what a sweep gave the step for itself.
     "steps": np.dtype(
         [
             ("step", "<u2"),
@@ -43,6 +44,8 @@ TABLES: dict[str, np.dtype[Any]] = {
             ("attempts", "<u8"),
             ("failed", "<u8"),
             ("runs_finished", "<u4"),
+            ("runs_begun", "<u4"),
+            ("variation", "S256"),
         ]
     ),
     # One row per rank. The offset is what has to be added to the rank's clock to read rank 0's, its error half the best
@@ -59,7 +62,8 @@ TABLES: dict[str, np.dtype[Any]] = {
             ("complete", "?"),
         ]
     ),
-    # One row per rank and step: what the generator felt. `lag` is how late the event loop woke up from 10 ms sleeps.
+    # One row per rank and step: what the generator felt. `lag` is how late the event loop woke up from 10 ms sleeps,
+    # `dropped` counts due iterations that no user was free to begin.
     "health": np.dtype(
         [
             ("step", "<u2"),
@@ -70,6 +74,7 @@ TABLES: dict[str, np.dtype[Any]] = {
             ("lag_p99_ns", "<i8"),
             ("lag_max_ns", "<i8"),
             ("max_rss", "<u8"),
+            ("dropped", "<u8"),
         ]
     ),
     # One row per second and part of a server that hpcstress started: `time` is seconds since 1970 (UTC), CPU is the
@@ -91,6 +96,8 @@ TABLES: dict[str, np.dtype[Any]] = {
         ]
     ),
 }
+
+_ADDED = frozenset({"runs_begun", "variation", "dropped"})
 
 _CHUNK = 65536
 _CURES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room for it")
@@ -231,7 +238,7 @@ class ResultWriter:
 
 
 class Result:
-    """Read one result file. `attempts(names)` reads only the columns asked for."""
+    """Read one result file: only the columns that are asked for, and of one only the slice."""
 
     def __init__(self, path: Path | str) -> None:
         import h5py
@@ -265,36 +272,56 @@ class Result:
 
     def attempts(self, names: Iterable[str] = COLUMNS) -> dict[str, Rows]:
         """Return columns of the attempts, each an array of `length`."""
-        return {name: self._read(f"attempts/{name}") for name in names}
+        return {name: self.column(name) for name in names}
+
+    def column(self, name: str, start: int = 0, stop: int | None = None) -> Rows:
+        """Return a slice of one column of the attempts; only what lies in it is read."""
+        stop = self.length if stop is None else min(stop, self.length)
+        dataset = f"attempts/{name}"
+        values = self._read(dataset, slice(start, stop))
+        if values.dtype != RECORD[name] or values.shape != (max(0, stop - start),):
+            raise self._damaged(dataset, f"{values.size} values of type {values.dtype}")
+        return values
 
     def rows(self, names: Iterable[str]) -> Rows:
         """Return columns of the attempts as one structured array."""
         names = list(names)
         rows = np.zeros(self.length, [(name, RECORD[name]) for name in names])
         for name in names:
-            column = self._read(f"attempts/{name}")
-            if len(column) != self.length:
-                raise Refusal(f"{self.path} is damaged at /attempts/{name}: try `hpcstress recover DIR`.")
-            rows[name] = column
+            rows[name] = self.column(name)
         return rows
 
     def table(self, name: str) -> Rows:
         """Return one of `TABLES` as a structured array."""
         dtype = TABLES[name]
-        columns = {column: self._read(f"{name}/{column}") for column in dtype.names or ()}
-        rows = np.zeros(len(next(iter(columns.values()))), dtype)
-        for column, values in columns.items():
-            rows[column] = values
+        # A column that an older hpcstress did not write is empty.
+        there = [column for column in dtype.names or () if column not in _ADDED or self._has(f"{name}/{column}")]
+        columns = {column: self._read(f"{name}/{column}", slice(None)) for column in there}
+        try:
+            rows = np.zeros(len(next(iter(columns.values()))), dtype)
+            for column, values in columns.items():
+                rows[column] = values
+        except (ValueError, TypeError) as error:
+            raise self._damaged(name, error) from None
         return rows
 
-    def _read(self, dataset: str) -> Rows:
+    def _has(self, dataset: str) -> bool:
         try:
-            values: Rows = self._file[dataset][()]
-        except (OSError, KeyError) as error:
-            raise Refusal(
-                f"{self.path} is damaged at /{dataset} ({_first_line(error)}): try `hpcstress recover DIR`."
-            ) from None
-        return values
+            return dataset in self._file
+        except RuntimeError as error:
+            raise self._damaged(dataset, error) from None
+
+    def _read(self, dataset: str, chosen: slice) -> Rows:
+        try:
+            return np.asarray(self._file[dataset][chosen])
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+            raise self._damaged(dataset, error) from None
+
+    def _damaged(self, where: str, why: object) -> Refusal:
+        return Refusal(
+            f"{self.path} is damaged at /{where} ({_first_line(why)}): make it anew from its journals with "
+            "`hpcstress recover DIR`, if they are still there."
+        )
 
     def close(self) -> None:
         """Close the file."""
@@ -315,5 +342,5 @@ def _text(text: str) -> Rows:
     return np.array(encoded, f"S{max(1, len(encoded))}")
 
 
-def _first_line(error: BaseException) -> str:
+def _first_line(error: object) -> str:
     return str(error).strip().strip("'\"").split("\n")[0][:200]

@@ -24,9 +24,11 @@ class StepSummary:
         self._attempts = 0
         self._failed = 0
         self._runs_finished = 0
+        self._runs_begun = 0
 
     def add(self, rows: Rows) -> None:
-        """Add attempts of this step."""
+        """Add attempts of this step; whole calls of MLflow's client are no attempts, and left out."""
+        rows = rows[rows["attempt"] > 0]
         if not len(rows):
             return
         first = int(rows["start"].min())
@@ -38,11 +40,15 @@ class StepSummary:
             self._done[rank] = max(end, self._done.get(rank, end))
         good = rows["outcome"] == Outcome.ok
         self._attempts += len(rows)
+        self._runs_begun += int(np.count_nonzero(rows["seq"] == 0))
         self._failed += int(np.count_nonzero(~good))
         self._runs_finished += int(np.count_nonzero(good & (rows["op"] == Operation.finish_run)))
 
-    def row(self) -> Rows:
-        """Return the row of the result's table; instants are -1 where nothing happened."""
+    def row(self, finished: int | None = None) -> Rows:
+        """Return the row of the result's table; instants are -1 where nothing happened.
+
+        How many runs came to their end only the ranks know; without them, those are counted that said so to the server.
+        """
         done = self._done.values()
         return np.array(
             [
@@ -56,7 +62,9 @@ class StepSummary:
                     max(done, default=-1),
                     self._attempts,
                     self._failed,
-                    self._runs_finished,
+                    self._runs_finished if finished is None else finished,
+                    self._runs_begun,
+                    self._step.variation.encode(),
                 )
             ],
             TABLES["steps"],

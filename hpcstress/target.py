@@ -10,15 +10,16 @@ import re
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import NoReturn
+from time import monotonic
+from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit
 
 from hpcstress import __version__
 from hpcstress.errors import Refusal, UsageRefusal
-from hpcstress.quantity import read_uri
+from hpcstress.quantity import is_store, read_uri
 
 _ADDRESSES = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_URL")
 _USERNAME = "MLFLOW_TRACKING_USERNAME"
@@ -27,6 +28,10 @@ _TOKEN = "MLFLOW_TRACKING_TOKEN"  # noqa: S105
 _INSECURE = "MLFLOW_TRACKING_INSECURE_TLS"
 _SERVER_CERT = "MLFLOW_TRACKING_SERVER_CERT_PATH"
 _CLIENT_CERT = "MLFLOW_TRACKING_CLIENT_CERT_PATH"
+_MANTIK_USERNAME = "MANTIK_USERNAME"
+_MANTIK_PASSWORD = "MANTIK_PASSWORD"  # noqa: S105
+_MANTIK_SERVICE = "MANTIK_API_URL"
+_MANTIK = "https://tracking.cloud.mantik.ai"
 # MLflow's own before those of requests, before OpenSSL's.
 _CA_BUNDLES = (_SERVER_CERT, "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 
@@ -66,6 +71,40 @@ class Proxy:
         _refuse_to_travel()
 
 
+class Token:
+    """Hold an access token, what it is renewed with, and until when it lives on this machine's monotonic clock."""
+
+    __slots__ = ("access", "life", "refresh", "until")
+
+    def __init__(self, access: str, refresh: str, life: float) -> None:
+        self.access = access
+        self.refresh = refresh
+        self.life = life
+        self.until = monotonic() + life
+
+    @property
+    def left(self) -> float:
+        """Return the seconds that it still lives."""
+        return self.until - monotonic()
+
+    def __reduce__(self) -> tuple[type[Token], tuple[str, str, float]]:
+        # No two machines have the same monotonic clock: what travels from rank to rank is the time that is left.
+        return Token, (self.access, self.refresh, self.left)
+
+
+@dataclass
+class Mantik:
+    """Hold who signs in at Mantik's token service, and the newest token that it gave: the one thing that changes."""
+
+    service: Target
+    username: str = field(repr=False)
+    password: str = field(repr=False)
+    token: Token | None = field(default=None, repr=False)
+
+    def __reduce__(self) -> NoReturn:
+        _refuse_to_travel()
+
+
 @dataclass(frozen=True)
 class Target:
     """Hold everything that a rank needs to reach the server. Secrets stay out of its repr, and it cannot be pickled."""
@@ -83,6 +122,7 @@ class Target:
     workspace: str | None = None
     proxy: Proxy | None = None
     experiment_id: str | None = None
+    mantik: Mantik | None = None
 
     def __reduce__(self) -> NoReturn:
         _refuse_to_travel()
@@ -94,11 +134,21 @@ class Target:
         return said
 
     def _secrets(self) -> list[bytes]:
-        values = [self.authorization, self.proxy.authorization if self.proxy is not None else None]
+        values = [self.credentials, self.proxy.authorization if self.proxy is not None else None]
         words = {word for value in values if value for word in (value.partition(" ")[2], *_in_clear(value))}
         # As JSON writes them, too. The longest first: one may be a part of another.
         spelled = {spelling for word in words for spelling in (word, json.dumps(word)[1:-1])}
         return [word.encode() for word in sorted(spelled, key=len, reverse=True) if len(word) >= _SHORTEST_SECRET]
+
+    @property
+    def token(self) -> Token | None:
+        """Return Mantik's newest token, None before the sign-in and where there is none."""
+        return self.mantik.token if self.mantik is not None else None
+
+    @property
+    def credentials(self) -> str | None:
+        """Return the value of the Authorization header as of now."""
+        return self.authorization if self.token is None else f"Bearer {self.token.access}"
 
     @property
     def relayed(self) -> bool:
@@ -117,8 +167,8 @@ class Target:
             f"User-Agent: hpcstress/{__version__}",
             "Accept: */*",
         ]
-        if self.authorization is not None:
-            lines.append(f"Authorization: {self.authorization}")
+        if self.credentials is not None:
+            lines.append(f"Authorization: {self.credentials}")
         if self.workspace is not None:
             lines.append(f"X-MLFLOW-WORKSPACE: {self.workspace}")
         if self.relayed:
@@ -159,16 +209,31 @@ class Target:
         return context
 
 
+def is_named(uri: str, environment: Mapping[str, str]) -> bool:
+    """Tell whether an address, "" for none, or the environment names a server that runs already."""
+    return bool(_addresses(uri, environment))
+
+
+def store_of(uri: str, environment: Mapping[str, str]) -> str:
+    """Return the address of the database that is given instead of a server's, "" where none is."""
+    for source, given in _addresses(uri, environment).items():
+        return _read(source, given) if is_store(given) else ""
+    return ""
+
+
 def from_environment(uri: str, environment: Mapping[str, str]) -> Target:
     """Return the target at an address, "" for the address in the environment, with the sign-in that MLflow would use.
 
     Precedence is the stock client's: MLflow's for credentials (user name and password before the token), that of
-    requests for certificate authorities and proxies. Raises a Refusal that names the variable, and quotes no secret.
+    requests for certificate authorities and proxies. Mantik's user name and password go before all of MLflow's, as in
+    Mantik's client; the target has no token until somebody signs in. Raises a Refusal that names the variable, and
+    quotes no secret.
     """
-    uri = _address(uri, environment)
-    parts = urlsplit(uri)
-    host = parts.hostname or ""
-    port = _WEB_PORTS[parts.scheme] if parts.port is None else parts.port
+    for source, given in _addresses(uri, environment).items():
+        place = _place(source, given, environment)
+        break
+    else:
+        raise Refusal(f"There is no tracking server to talk to: set {_ADDRESSES[0]}, or give --uri.")
     insecure = _switch(environment, _INSECURE)
     if insecure and environment.get(_SERVER_CERT):
         raise UsageRefusal(f"{_INSECURE} and {_SERVER_CERT} are both set: unset one, they contradict each other.")
@@ -177,44 +242,87 @@ def from_environment(uri: str, environment: Mapping[str, str]) -> Target:
             raise UsageRefusal(f"{name} is set, and hpcstress cannot sign in that way: unset it and use {_TOKEN}.")
     ca_variable = None if insecure else next((name for name in _CA_BUNDLES if environment.get(name)), None)
     client_certificate = environment.get(_CLIENT_CERT)
-    return Target(
-        uri=f"{parts.scheme}://{_authority(host, port, parts.scheme)}{parts.path}",
-        host=host,
-        port=port,
-        tls=parts.scheme == "https",
-        base_path=parts.path,
-        authorization=_authorization(environment),
+    target = Target(
+        **place,
         ca_file=Path(environment[ca_variable]) if ca_variable else None,
         ca_variable=ca_variable,
         client_certificate=Path(client_certificate) if client_certificate else None,
         insecure=insecure,
+    )
+    mantik = _mantik(target, environment)
+    return replace(
+        target,
+        authorization=None if mantik is not None else _authorization(environment),
         workspace=_header_value("MLFLOW_WORKSPACE", environment.get("MLFLOW_WORKSPACE", "").strip()),
-        proxy=_proxy(parts.scheme, host, parts.port, environment),
         experiment_id=_header_value("MLFLOW_EXPERIMENT_ID", environment.get("MLFLOW_EXPERIMENT_ID", "").strip()),
+        mantik=mantik,
     )
 
 
-def _address(uri: str, environment: Mapping[str, str]) -> str:
-    candidates = {"--uri": uri} | {name: environment.get(name, "") for name in _ADDRESSES}
-    source = next((name for name, value in candidates.items() if value.strip()), None)
-    if source is None:
-        raise Refusal(f"There is no tracking server to talk to: set {_ADDRESSES[0]}, or give --uri.")
-    given = candidates[source].strip()
-    if not given.isprintable():
-        # Not quoted: there may be a password in it, too.
-        raise UsageRefusal(f"{source} holds a line break or another control character: write it again.")
-    try:
-        uri = read_uri(given)
-    except UsageRefusal as refusal:
-        raise UsageRefusal(f"{source}: {refusal}") from None
+def _addresses(uri: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the addresses that are given, by their sources, the one that counts first."""
+    given = {"--uri": uri} | {name: environment.get(name, "") for name in _ADDRESSES}
+    if environment.get(_MANTIK_USERNAME) or environment.get(_MANTIK_PASSWORD):
+        given["Mantik"] = _MANTIK
+    return {source: address.strip() for source, address in given.items() if address.strip()}
+
+
+def _place(source: str, given: str, environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return the fields of a target that follow from its address; refuse an address that cannot be."""
+    uri = _read(source, given)
+    if is_store(uri):
+        raise UsageRefusal(f"{source}: {uri} is a store, and this needs the address of a server.")
     if not _VISIBLE.fullmatch(uri):
         raise UsageRefusal(
             f"{source}: {uri!r} holds blanks or letters outside ASCII: "
             "write them percent-encoded in the path, and in the xn-- form in the host."
         )
-    if not _nameable(urlsplit(uri).hostname or ""):
+    parts = urlsplit(uri)
+    host = parts.hostname or ""
+    if not _nameable(host):
         raise UsageRefusal(f"{source}: the host of {uri!r} cannot be a name: its parts have 1 to 63 letters.")
-    return uri
+    port = _WEB_PORTS[parts.scheme] if parts.port is None else parts.port
+    return {
+        "uri": f"{parts.scheme}://{_authority(host, port, parts.scheme)}{parts.path}",
+        "host": host,
+        "port": port,
+        "tls": parts.scheme == "https",
+        "base_path": parts.path,
+        "proxy": _proxy(parts.scheme, host, parts.port, environment),
+    }
+
+
+def _read(source: str, given: str) -> str:
+    if not given.isprintable():
+        # Not quoted: there may be a password in it, too.
+        raise UsageRefusal(f"{source} holds a line break or another control character: write it again.")
+    try:
+        return read_uri(given)
+    except UsageRefusal as refusal:
+        raise UsageRefusal(f"{source}: {refusal}") from None
+
+
+def _mantik(target: Target, environment: Mapping[str, str]) -> Mantik | None:
+    username, password = environment.get(_MANTIK_USERNAME), environment.get(_MANTIK_PASSWORD)
+    if not username and not password:
+        return None
+    if not (username and password):
+        there, missing = (_MANTIK_USERNAME, _MANTIK_PASSWORD) if username else (_MANTIK_PASSWORD, _MANTIK_USERNAME)
+        raise UsageRefusal(f"{there} is set and {missing} is not: set both to sign in at Mantik, or unset both.")
+    if not _WITHOUT_CONTROLS.fullmatch(username + password):
+        raise UsageRefusal(
+            f"{_MANTIK_USERNAME} or {_MANTIK_PASSWORD} holds a control character: is there a line break at its end?"
+        )
+    service = environment.get(_MANTIK_SERVICE, "").strip()
+    # Mantik's names are tracking.DOMAIN and api.DOMAIN. A password does not go to a host that was only guessed.
+    label, _, domain = target.host.partition(".")
+    if not service and (label not in ("tracking", "api") or "." not in domain):
+        raise UsageRefusal(
+            f"{target.host} does not say where Mantik's token service is: set {_MANTIK_SERVICE}, "
+            f"or unset {_MANTIK_USERNAME} and {_MANTIK_PASSWORD} to sign in as MLflow does."
+        )
+    place = _place(_MANTIK_SERVICE, service or f"https://api.{domain}", environment)
+    return Mantik(replace(target, **place), username, password)
 
 
 def _nameable(host: str) -> bool:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -26,3 +27,13 @@ def mlflow_server() -> Iterator[Server]:
     """A real MLflow tracking server with sign-in, the same for all slow tests."""
     with servers.start("mlflow") as server:
         yield server
+
+
+@pytest.fixture
+def far_east(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have this machine's clock on a wall in Tokyo."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        yield
+    time.tzset()

@@ -14,6 +14,7 @@ import base64
 import hashlib
 import itertools
 import json
+import operator
 import os
 import re
 import threading
@@ -21,9 +22,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import httptools
@@ -31,7 +33,23 @@ import httptools
 USERNAME = "fake"
 API = "/api/2.0/mlflow/"
 ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts/"
-_CONDITION = re.compile(r"tags\.`([^`]+)` = '([^']*)'")
+WORKSPACES = "/api/3.0/mlflow/workspaces"
+_CONDITION = re.compile(
+    r"""(?:(tag|metric|param|attribute)s?\.)?(`[^`]+`|"[^"]+"|[\w.]+)\s*(!=|>=|<=|=|<|>|I?LIKE)\s*('[^']*'|[-+.\de]+)""",
+    re.IGNORECASE,
+)
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+    "=": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "LIKE": lambda text, pattern: fnmatchcase(text, pattern.replace("%", "*").replace("_", "?")),
+}
+
+
+_WRITES = ("create", "update", "log-batch", "log-parameter", "log-metric", "set-tag")
 
 
 @dataclass
@@ -43,13 +61,19 @@ class Faults:
     change_param: int = 0
     forget_metric: int = 0
     change_metric: int = 0
+    forget_tag: int = 0
+    change_tag: int = 0
     forget_artifact: int = 0
     corrupt_artifact: int = 0
     ignore_finish: int = 0
     forget_run: int = 0  # when it is finished
     create_twice: int = 0
-    # It says always what is not so: searching, it takes no notice of the filter; it says where artifacts lie.
+    forget_experiment: int = 0
+    forget_model: int = 0
+    # It says always what is not so: searching, it takes no notice of the filter, or finds nothing while it is told to;
+    # it says where artifacts lie.
     list_all: int = 0
+    find_nothing: int = 0
     artifact_uri: str = ""
     # It does not acknowledge: the first three do nothing, `hang_up` does what was asked and closes the connection.
     exhausted: int = 0
@@ -68,7 +92,19 @@ class Faults:
 class Experiment:
     id: str
     name: str
+    workspace: str = "default"
     stage: str = "active"
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Model:
+    """A registered model, or a prompt."""
+
+    name: str
+    workspace: str
+    tags: dict[str, str]
+    versions: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -83,6 +119,7 @@ class Run:
     stage: str = "active"
     params: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def folder(self) -> str:
@@ -96,15 +133,12 @@ class Seen(NamedTuple):
     path: str
     query: Mapping[str, str]
     status: int
+    workspace: str | None = None
 
     @property
     def of_load(self) -> bool:
         """Tell whether a run of the load has sent it: looking at runs, it gives the id under its old name, too."""
-        return (
-            self.path.endswith(("/runs/create", "/runs/log-batch", "/runs/update"))
-            or self.method == "PUT"
-            or "run_uuid" in self.query
-        )
+        return self.path.removeprefix(f"{API}runs/") in _WRITES or self.method == "PUT" or "run_uuid" in self.query
 
 
 class No(Exception):
@@ -116,6 +150,7 @@ class No(Exception):
 
 
 Answer = tuple[int, Any]
+_Server = TypeVar("_Server", bound="FakeMlflow")
 
 
 class FakeMlflow:
@@ -127,6 +162,11 @@ class FakeMlflow:
         self.experiments: dict[str, Experiment] = {"0": Experiment("0", "Default")}
         self.runs: dict[str, Run] = {}
         self.artifacts: dict[str, bytes] = {}
+        self.models: dict[tuple[str, str], Model] = {}  # by workspace and name
+        # None where it has no workspaces; without a registry it knows neither models nor prompts.
+        self.workspaces: set[str] | None = None
+        self.has_registry = True
+        self._here = "default"
         self.requests: list[Seen] = []
         self.lies: list[tuple[str, str]] = []  # which switch, which run
         self.refused_sign_ins = 0
@@ -141,6 +181,10 @@ class FakeMlflow:
         """Return what a client needs to know."""
         sign_in = {"MLFLOW_TRACKING_USERNAME": USERNAME, "MLFLOW_TRACKING_PASSWORD": self._password or ""}
         return {"MLFLOW_TRACKING_URI": self.uri, "HOME": "/nonexistent"} | (sign_in if self._password else {})
+
+    def headers(self) -> str:
+        """Return the lines of an answer's head beyond its length."""
+        return ""
 
     def load(self) -> list[Seen]:
         """Return what runs have sent."""
@@ -169,7 +213,7 @@ class FakeMlflow:
             if run.stage == "active"
         )
 
-    def answer(self, method: str, target: str, authorization: str, body: bytes) -> Answer:
+    def answer(self, method: str, target: str, authorization: str, body: bytes, workspace: str | None = None) -> Answer:
         """Do what a request asks for; return status and JSON, or bytes."""
         parts = urlsplit(target)
         expected = f"{USERNAME}:{self._password}".encode()
@@ -177,12 +221,24 @@ class FakeMlflow:
             self.refused_sign_ins += 1
             return 401, b"You are not authenticated. Please see the documentation."
         try:
+            self._here = workspace or "default"
+            if parts.path.startswith(WORKSPACES):
+                return self._workspace(method, parts.path.removeprefix(WORKSPACES).strip("/"), body)
+            if workspace is not None and self.workspaces is None:
+                raise No(500, "FEATURE_DISABLED", "Workspace APIs are not available: workspaces are not enabled.")
+            if workspace is not None and workspace not in (self.workspaces or ()):
+                raise No(404, "RESOURCE_DOES_NOT_EXIST", f"Workspace '{workspace}' not found")
+            if parts.path == ARTIFACTS.rstrip("/"):
+                return 200, self._list_artifacts(parse_qs(parts.query)["path"][0])
             if parts.path.startswith(ARTIFACTS):
                 return self._artifact(method, unquote(parts.path.removeprefix(ARTIFACTS)), body)
             if (method, parts.path) == ("GET", "/version"):
                 return 200, b"3.17.2"
             act = self._routes.get((method, parts.path.removeprefix(API)))
-            if act is None or not parts.path.startswith(API):
+            lacking = not self.has_registry and (
+                "/registered-models/" in parts.path or "/model-versions/" in parts.path
+            )
+            if act is None or lacking or not parts.path.startswith(API):
                 return 404, b"<!doctype html><title>404 Not Found</title>"
             query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
             try:
@@ -192,11 +248,11 @@ class FakeMlflow:
         except No as no:
             return no.status, {"error_code": no.code, "message": str(no)}
 
-    def seen(self, method: str, target: str, status: int) -> None:
+    def seen(self, method: str, target: str, status: int, workspace: str | None = None) -> None:
         """Note a request and how it was answered."""
         parts = urlsplit(target)
         query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
-        self.requests.append(Seen(method, parts.path, query, status))
+        self.requests.append(Seen(method, parts.path, query, status, workspace))
         if self._tally is not None and status == 200 and self.requests[-1].of_load:
             os.write(self._tally, b".")
 
@@ -213,7 +269,7 @@ class FakeMlflow:
         if self._tally is not None:
             os.close(self._tally)
 
-    def _lies(self, switch: str, run: Run) -> bool:
+    def _lies(self, switch: str, run: Run | Experiment) -> bool:
         strikes = self.strikes(switch)
         if strikes:
             self.lies.append((switch, run.name))
@@ -226,19 +282,32 @@ class FakeMlflow:
 
     def _get_experiment_by_name(self, asked: dict[str, Any]) -> Any:
         for experiment in self.experiments.values():
-            if experiment.name == asked["experiment_name"]:
+            if experiment.name == asked["experiment_name"] and experiment.workspace == self._here:
                 return {"experiment": _told(experiment)}
         raise No(404, "RESOURCE_DOES_NOT_EXIST", f"Could not find experiment with name '{asked['experiment_name']}'")
 
     def _create_experiment(self, asked: dict[str, Any]) -> Any:
         self._free(asked["name"])
-        created = Experiment(str(next(self._numbers)), asked["name"])
-        self.experiments[created.id] = created
+        tags = {tag["key"]: tag["value"] for tag in asked.get("tags", ())}
+        created = Experiment(str(next(self._numbers)), asked["name"], self._here, tags=tags)
+        if not self._lies("forget_experiment", created):
+            self.experiments[created.id] = created
         return {"experiment_id": created.id}
 
     def _search_experiments(self, asked: dict[str, Any]) -> Any:
-        listed = [_told(experiment) for experiment in self.experiments.values() if experiment.stage == "active"]
-        return {"experiments": listed[: int(asked["max_results"])]}
+        matches = self._matcher(asked)
+        found = [
+            _told(experiment)
+            for experiment in reversed(self.experiments.values())
+            if (experiment.stage == "active" or asked.get("view_type") == "ALL")
+            and experiment.workspace == self._here
+            and matches({"tag": experiment.tags, "attribute": {"name": experiment.name}})
+        ]
+        return self._page("experiments", found, asked)
+
+    def _set_experiment_tag(self, asked: dict[str, Any]) -> Any:
+        self._experiment(str(asked["experiment_id"])).tags[asked["key"]] = asked["value"]
+        return {}
 
     def _update_experiment(self, asked: dict[str, Any]) -> Any:
         experiment = self._experiment(str(asked["experiment_id"]))
@@ -252,11 +321,11 @@ class FakeMlflow:
 
     def _free(self, name: str) -> None:
         # The name of a deleted experiment stays taken.
-        if any(experiment.name == name for experiment in self.experiments.values()):
+        if any((one.name, one.workspace) == (name, self._here) for one in self.experiments.values()):
             raise No(400, "RESOURCE_ALREADY_EXISTS", f"Experiment '{name}' already exists.")
 
     def _experiment(self, number: str) -> Experiment:
-        if number not in self.experiments:
+        if number not in self.experiments or self.experiments[number].workspace != self._here:
             raise No(404, "RESOURCE_DOES_NOT_EXIST", f"No Experiment with id={number} exists")
         return self.experiments[number]
 
@@ -294,8 +363,8 @@ class FakeMlflow:
 
     def _log_batch(self, asked: dict[str, Any]) -> Any:
         run = self._active_run(asked["run_id"])
-        params, metrics = asked.get("params", []), asked.get("metrics", [])
-        if len(params) > 100 or len(metrics) > 1000:
+        params, metrics, tags = (asked.get(kind, []) for kind in ("params", "metrics", "tags"))
+        if max(len(params), len(tags)) > 100 or len(params) + len(metrics) + len(tags) > 1000:
             raise No(400, "INVALID_PARAMETER_VALUE", "A batch logging request can contain at most 100 params.")
         if len({param["key"] for param in params}) < len(params):
             raise No(400, "INVALID_PARAMETER_VALUE", "Duplicate parameter keys have been submitted.")
@@ -306,23 +375,65 @@ class FakeMlflow:
                 run.params[param["key"]] = param["value"] + "?" * self._lies("change_param", run)
         for metric in metrics:
             if not self._lies("forget_metric", run):
-                run.metrics[metric["key"]] = metric | {"value": metric["value"] + self._lies("change_metric", run)}
+                told = {name: metric[name] for name in ("key", "value", "timestamp", "step")}
+                told["value"] += self._lies("change_metric", run)
+                run.history.append(told)
+                # The latest value is that of the highest step, whatever comes last.
+                last = run.metrics.get(metric["key"], told)
+                if (told["step"], told["timestamp"]) >= (last["step"], last["timestamp"]):
+                    run.metrics[metric["key"]] = told
+        for tag in tags:
+            if not self._lies("forget_tag", run):
+                run.tags[tag["key"]] = tag["value"] + "?" * self._lies("change_tag", run)
         return {}
 
+    def _log_parameter(self, asked: dict[str, Any]) -> Any:
+        return self._log_batch({"run_id": asked["run_id"], "params": [asked]})
+
+    def _log_metric(self, asked: dict[str, Any]) -> Any:
+        return self._log_batch({"run_id": asked["run_id"], "metrics": [asked]})
+
+    def _set_tag(self, asked: dict[str, Any]) -> Any:
+        return self._log_batch({"run_id": asked["run_id"], "tags": [asked]})
+
+    def _get_history(self, asked: dict[str, Any]) -> Any:
+        run = self._run(asked["run_id"])
+        points = [point for point in run.history if point["key"] == asked["metric_key"]]
+        return self._page("metrics", points, {"max_results": 25_000} | asked)
+
     def _search_runs(self, asked: dict[str, Any]) -> Any:
-        wanted = [clause for clause in asked.get("filter", "").split(" and ") if clause]
-        pairs = [match.groups() for clause in wanted if (match := _CONDITION.fullmatch(clause))]
-        if len(pairs) < len(wanted):
-            raise No(400, "INVALID_PARAMETER_VALUE", f"Invalid clause(s) in filter string: {asked['filter']}")
+        matches = self._matcher(asked)
         found = [
             run
             for run in reversed(self.runs.values())
             if run.experiment_id in asked["experiment_ids"]
+            and self._is_here(run)
             and run.stage == "active"
-            and (self.faults.list_all or all(run.tags.get(key) == value for key, value in pairs))
+            and matches({"tag": run.tags, "metric": {key: run.metrics[key]["value"] for key in run.metrics}})
         ]
+        return self._page("runs", found, asked, self._told_run)
+
+    def _matcher(self, asked: dict[str, Any]) -> Callable[[dict[str, dict[str, Any]]], bool]:
+        """Return what tells whether something with these tags, metrics and attributes is searched for."""
+        wanted = [clause for clause in re.split(r" and ", asked.get("filter", ""), flags=re.IGNORECASE) if clause]
+        clauses = [match.groups() for clause in wanted if (match := _CONDITION.fullmatch(clause.strip()))]
+        if len(clauses) < len(wanted):
+            raise No(400, "INVALID_PARAMETER_VALUE", f"Invalid clause(s) in filter string: {asked['filter']}")
+
+        def holds(what: dict[str, dict[str, Any]], kind: str, key: str, comparison: str, value: str) -> bool:
+            there = what[(kind or "attribute").lower()].get(key.strip('`"'))
+            told = value.strip("'") if value.startswith("'") else float(value)
+            return there is not None and _COMPARE[comparison.upper()](there, told)
+
+        return lambda what: bool(self.faults.list_all) or all(holds(what, *clause) for clause in clauses)
+
+    def _page(
+        self, name: str, found: list[Any], asked: dict[str, Any], told: Callable[[Any], Any] = lambda one: one
+    ) -> dict[str, Any]:
+        found = [] if self.faults.find_nothing else found
         first, most = int(asked.get("page_token", "0")), int(asked.get("max_results", 1000))
-        page: dict[str, Any] = {"runs": [self._told_run(run) for run in found[first : first + most]]} if found else {}
+        # As MLflow does, an empty list is left out.
+        page: dict[str, Any] = {name: [told(one) for one in found[first : first + most]]} if found else {}
         return page | ({"next_page_token": str(first + most)} if first + most < len(found) else {})
 
     def _delete_run(self, asked: dict[str, Any]) -> Any:
@@ -330,9 +441,12 @@ class FakeMlflow:
         return {}
 
     def _run(self, number: str) -> Run:
-        if number not in self.runs:
+        if number not in self.runs or not self._is_here(self.runs[number]):
             raise No(404, "RESOURCE_DOES_NOT_EXIST", f"Run with id={number} not found")
         return self.runs[number]
+
+    def _is_here(self, run: Run) -> bool:
+        return self.experiments[run.experiment_id].workspace == self._here
 
     def _active_run(self, number: str) -> Run:
         run = self._run(number)
@@ -364,7 +478,65 @@ class FakeMlflow:
             "data": {key: listed for key, listed in data.items() if listed},
         }
 
+    # Workspaces, models and prompts.
+
+    def _workspace(self, method: str, name: str, body: bytes) -> Answer:
+        if self.workspaces is None:
+            return 503, b"Endpoint: ... disabled because the server is running without workspaces support."
+        if method == "GET":
+            return 200, {"workspaces": [{"name": name} for name in sorted(self.workspaces)]}
+        if method == "POST":
+            self.workspaces.add(json.loads(body)["name"])
+            return 201, {"workspace": json.loads(body)}
+        self.workspaces.remove(name)
+        for experiment in self.experiments.values():
+            if experiment.workspace == name:
+                experiment.workspace = "default"
+        return 204, b""
+
+    def _create_model(self, asked: dict[str, Any]) -> Any:
+        if (self._here, asked["name"]) in self.models:
+            raise No(400, "RESOURCE_ALREADY_EXISTS", f"Registered Model (name={asked['name']}) already exists.")
+        tags = {tag["key"]: tag["value"] for tag in asked.get("tags", ())}
+        if not self.strikes("forget_model"):
+            self.models[self._here, asked["name"]] = Model(asked["name"], self._here, tags)
+        return {"registered_model": asked}
+
+    def _create_model_version(self, asked: dict[str, Any]) -> Any:
+        self._model(asked).versions.append(asked)
+        return {"model_version": {"name": asked["name"], "version": str(len(self._model(asked).versions))}}
+
+    def _get_model(self, asked: dict[str, Any]) -> Any:
+        return {"registered_model": _told_model(self._model(asked))}
+
+    def _delete_model(self, asked: dict[str, Any]) -> Any:
+        self._model(asked)
+        del self.models[self._here, asked["name"]]
+        return {}
+
+    def _search_models(self, asked: dict[str, Any]) -> Any:
+        matches = self._matcher(asked)
+        # As MLflow does, prompts are found only by those who ask for them.
+        found = [
+            _told_model(model)
+            for model in self.models.values()
+            if model.workspace == self._here
+            and matches({"tag": model.tags, "attribute": {"name": model.name}})
+            and ("mlflow.prompt.is_prompt" in asked.get("filter", "") or "mlflow.prompt.is_prompt" not in model.tags)
+        ]
+        return self._page("registered_models", found, {"max_results": 100} | asked)
+
+    def _model(self, asked: dict[str, Any]) -> Model:
+        if (self._here, asked["name"]) not in self.models:
+            raise No(404, "RESOURCE_DOES_NOT_EXIST", f"Registered Model with name={asked['name']} not found")
+        return self.models[self._here, asked["name"]]
+
     # Artifacts.
+
+    def _list_artifacts(self, folder: str) -> Any:
+        paths = [path.removeprefix(f"{folder}/") for path in self.artifacts if path.startswith(f"{folder}/")]
+        files = [{"path": path, "is_dir": False} for path in paths if "/" not in path]
+        return {"files": files} if files else {}
 
     def _artifact(self, method: str, path: str, body: bytes) -> Answer:
         below = [name for name in self.artifacts if name == path or name.startswith(f"{path}/")]
@@ -391,17 +563,33 @@ class FakeMlflow:
         ("POST", "experiments/search"): _search_experiments,
         ("POST", "experiments/update"): _update_experiment,
         ("POST", "experiments/delete"): _delete_experiment,
+        ("POST", "experiments/set-experiment-tag"): _set_experiment_tag,
         ("POST", "runs/create"): _create_run,
         ("GET", "runs/get"): _get_run,
         ("POST", "runs/update"): _update_run,
         ("POST", "runs/log-batch"): _log_batch,
+        ("POST", "runs/log-parameter"): _log_parameter,
+        ("POST", "runs/log-metric"): _log_metric,
+        ("POST", "runs/set-tag"): _set_tag,
+        ("GET", "metrics/get-history"): _get_history,
         ("POST", "runs/search"): _search_runs,
         ("POST", "runs/delete"): _delete_run,
+        ("POST", "registered-models/create"): _create_model,
+        ("GET", "registered-models/get"): _get_model,
+        ("GET", "registered-models/search"): _search_models,
+        ("DELETE", "registered-models/delete"): _delete_model,
+        ("POST", "model-versions/create"): _create_model_version,
     }
 
 
 def _told(experiment: Experiment) -> dict[str, Any]:
-    return {"experiment_id": experiment.id, "name": experiment.name, "lifecycle_stage": experiment.stage}
+    told = {"experiment_id": experiment.id, "name": experiment.name, "lifecycle_stage": experiment.stage}
+    tags = [{"key": key, "value": value} for key, value in experiment.tags.items()]
+    return told | ({"tags": tags} if tags else {})
+
+
+def _told_model(model: Model) -> dict[str, Any]:
+    return {"name": model.name, "tags": [{"key": key, "value": value} for key, value in model.tags.items()]}
 
 
 class _Connection(asyncio.Protocol):
@@ -411,6 +599,7 @@ class _Connection(asyncio.Protocol):
         self._listener = listener
         self._parser = httptools.HttpRequestParser(self)
         self._target = self._authorization = ""
+        self._workspace: str | None = None
         self._body: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -432,6 +621,8 @@ class _Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if name.lower() == b"authorization":
             self._authorization = value.decode("latin-1")
+        elif name.lower() == b"x-mlflow-workspace":
+            self._workspace = value.decode("latin-1")
 
     def on_body(self, data: bytes) -> None:
         self._body.append(data)
@@ -439,8 +630,9 @@ class _Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         method = self._parser.get_method().decode("ascii")
         target, authorization, body = self._target, self._authorization, b"".join(self._body)
-        self._target, self._authorization, self._body = "", "", []
-        self._listener.take(self, method, target, authorization, body)
+        workspace = self._workspace
+        self._target, self._authorization, self._workspace, self._body = "", "", None, []
+        self._listener.take(self, method, target, authorization, body, workspace)
 
 
 class Listener:
@@ -466,12 +658,21 @@ class Listener:
         for connection in list(self.connections):
             connection.transport.abort()
 
-    def take(self, connection: _Connection, method: str, target: str, authorization: str, body: bytes) -> None:
+    def take(
+        self,
+        connection: _Connection,
+        method: str,
+        target: str,
+        authorization: str,
+        body: bytes,
+        workspace: str | None = None,
+    ) -> None:
         server, faults = self._server, self._server.faults
         status: int
         told: Any
         if faults.at not in target:
-            self._answer(connection, method, target, *server.answer(method, target, authorization, body))
+            told = server.answer(method, target, authorization, body, workspace)
+            self._answer(connection, method, target, workspace, *told)
             return
         self._taken += 1
         if self._taken == faults.die_after:
@@ -489,21 +690,24 @@ class Listener:
         elif server.strikes("unavailable"):
             status, told = 503, b"<html>503 Service Unavailable</html>"
         else:
-            status, told = server.answer(method, target, authorization, body)
+            status, told = server.answer(method, target, authorization, body, workspace)
             if server.strikes("hang_up"):
-                server.seen(method, target, 0)
+                server.seen(method, target, 0, workspace)
                 connection.transport.close()
                 return
         if faults.delay:
             loop = asyncio.get_running_loop()
-            loop.call_later(faults.delay, self._answer, connection, method, target, status, told)
+            loop.call_later(faults.delay, self._answer, connection, method, target, workspace, status, told)
         else:
-            self._answer(connection, method, target, status, told)
+            self._answer(connection, method, target, workspace, status, told)
 
-    def _answer(self, connection: _Connection, method: str, target: str, status: int, told: Any) -> None:
+    def _answer(
+        self, connection: _Connection, method: str, target: str, workspace: str | None, status: int, told: Any
+    ) -> None:
         body = told if isinstance(told, bytes) else json.dumps(told).encode()
-        self._server.seen(method, target, status)
-        head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Length: {len(body)}\r\n\r\n"
+        self._server.seen(method, target, status, workspace)
+        head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Length: {len(body)}\r\n"
+        head += f"{self._server.headers()}\r\n"
         connection.transport.write(head.encode() + body)
 
 
@@ -512,7 +716,13 @@ def serving(
     faults: Faults | None = None, *, password: str | None = None, tally: Path | None = None
 ) -> Iterator[FakeMlflow]:
     """Run a server in a thread until the block ends."""
-    server = FakeMlflow(faults, password, tally)
+    with served(FakeMlflow(faults, password, tally)) as server:
+        yield server
+
+
+@contextmanager
+def served(server: _Server) -> Iterator[_Server]:
+    """Give a server a port and a thread until the block ends."""
     ready = threading.Event()
     stop: list[Callable[[], object]] = []
 

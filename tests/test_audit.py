@@ -10,19 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcstress.audit import Auditor, Report, audit_result, ghosts
+from hpcstress import tokens
+from hpcstress.audit import Auditor, Report, Share, audit_result, ghosts
+from hpcstress.clients import Place
 from hpcstress.clients.dial import Dialer
-from hpcstress.content import Content
 from hpcstress.errors import Refusal
 from hpcstress.plan import Plan
 from hpcstress.ranks import World
 from hpcstress.record import RECORD, Operation
-from hpcstress.replay import Fault, Finding
+from hpcstress.replay import Acknowledged, Fault, Finding
 from hpcstress.result import Result, ResultWriter
 from hpcstress.schedule import Step
 from hpcstress.target import from_environment
-from hpcstress.workloads.parallel_runs import play as play_run
-from tests.fake_mlflow import Faults, serving
+from tests.fake_mantik import FakeMantik
+from tests.fake_mlflow import Faults, served, serving
 from tests.jobs import SMALL, play
 from tests.peers import Request, http_server, reply
 
@@ -33,7 +34,9 @@ def test_ghosts_are_all_runs_but_one_of_each_acknowledged_creation(
 ) -> None:
     ids = {run: ["id"] * copies for run, copies in listed.items()}
     asked = [run for run, requests in enumerate(acknowledged) if requests and run in listed]
-    assert ghosts(ids, np.array(acknowledged)) == sum(listed.values()) - len(asked)
+    known = Acknowledged()
+    known.writes = np.array(acknowledged, np.uint32)
+    assert ghosts({(run, 0): found for run, found in ids.items()}, known) == sum(listed.values()) - len(asked)
 
 
 # Counting.
@@ -184,18 +187,27 @@ def test_runs_on_several_pages_are_all_found(tmp_path: Path, monkeypatch: pytest
     assert sum(seen.path.endswith("runs/search") for seen in server.requests) == 3
 
 
-def test_no_rank_reads_back_what_it_has_written_itself() -> None:
+@pytest.mark.parametrize("users", [0, 1, 4, 5])
+def test_no_rank_reads_back_what_it_or_its_users_have_written(users: int) -> None:
     class Three(World):
         """Be the first of three ranks."""
 
         size = 3
 
     target = from_environment("http://127.0.0.1:1", {"HOME": "/nonexistent"})
-    auditor = Auditor(Three(), Dialer(target), Content(MORE, "session"), play_run, "1")
-    listed = {run: [f"id{run}"] for run in range(12)}
-    shares = auditor._shares(Step(0, 0, 12), listed, np.array([0, *[7] * 11]))
+    auditor = Auditor(Three(), Dialer(target), MORE, "session", Place("1"))
+    listed = {(run, 0): [f"id{run}"] for run in range(12)}
+    acknowledged = Acknowledged()
+    acknowledged.writes = np.array([0, *[5] * 11], np.uint32)
+    acknowledged.finishes = np.ones(12, np.uint32)
+    shares = auditor._shares(Step(0, 0, users or 12), listed, acknowledged)
+    writers = {run: run % (users or 12) % 3 for run in range(1, 12)}
     for rank, share in enumerate(shares):
-        assert share == [(run, [f"id{run}"], 7) for run in range(1, 12) if (run + 1) % 3 == rank]
+        assert share == [
+            Share(run, {0: [f"id{run}"]}, 5, 1, 0, frozenset())
+            for run, writer in writers.items()
+            if (writer + 1) % 3 == rank
+        ]
 
 
 # `hpcstress audit`.
@@ -238,6 +250,21 @@ def test_a_wrong_password_is_tried_once(tmp_path: Path) -> None:
         with pytest.raises(Refusal, match="refused the sign-in"):
             again(tmp_path / "job" / "result.h5", wrong)
         assert server.refused_sign_ins == 1
+
+
+def test_at_mantik_an_audit_signs_in_once_and_keeps_its_token_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "_WINDOW", (0.7, 0.8))
+    with served(FakeMantik(1.5, dated=False, faults=Faults(at="runs/get"))) as server:
+        assert play(tmp_path / "job", replace(SMALL, repeats=3), server.environment) == 0
+        server.sign_ins.clear()
+        server.renewals.clear()
+        server.faults.delay = 0.4
+        assert again(tmp_path / "job" / "result.h5", server.environment)[0]
+        assert len(server.sign_ins) == 1
+        assert server.renewals
+        assert server.refused_sign_ins == 0
 
 
 def test_a_job_without_a_server_has_nothing_to_read_back(tmp_path: Path) -> None:
@@ -287,7 +314,7 @@ def test_nonsense_is_a_finding_and_no_accident(tmp_path: Path, body: bytes, at: 
             facts = {"session": "s", "experiment_id": "1", "uri": server.uri}
             with ResultWriter(path, plan.to_toml(), facts) as writer:
                 rows = np.zeros(2, RECORD)
-                rows["run"], rows["op"] = [0, 1], Operation.create_run
+                rows["run"], rows["op"], rows["attempt"] = [0, 1], Operation.create_run, 1
                 writer.append(rows)
                 writer.finish({}, [], True)
             return await asyncio.to_thread(again, path, {})

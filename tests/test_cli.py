@@ -23,7 +23,8 @@ from hpcstress.plan import OPTIONS, flag
 from hpcstress.progress import Progress
 from hpcstress.result import Result
 from tests.analysis.results import rows, write
-from tests.fake_mlflow import FakeMlflow, Faults, serving
+from tests.fake_mantik import FakeMantik
+from tests.fake_mlflow import FakeMlflow, Faults, served, serving
 from tests.jobs import SMALL, mortal, play
 
 Command = Callable[..., tuple[int, str, str]]
@@ -113,9 +114,9 @@ def test_workloads_and_plans_are_listed(hpcstress: Command) -> None:
     [
         (["--rums=5"], "Did you mean --runs?"),
         (["paralel-runs"], "'paralel-runs' is no plan, workload or .toml file. Did you mean parallel-runs"),
-        (["docter"], "Did you mean doctor?"),
-        (["--workload=paralel-runs"], "There is no workload 'paralel-runs'. Did you mean parallel-runs?"),
-        (["doctor", "--workload=paralel-runs"], "There is no workload 'paralel-runs'. Did you mean parallel-runs?"),
+        (["docter"], "Did you mean doctor"),
+        (["--workload=paralel-runs"], "There is no workload 'paralel-runs'. Did you mean parallel-runs"),
+        (["doctor", "--workload=paralel-runs"], "There is no workload 'paralel-runs'. Did you mean parallel-runs"),
         (["--client=nul"], "--client: 'nul' is not known here. Did you mean null?"),
         (["--runs=ten"], "--runs: The ladder 'ten' is not a list of numbers such as 10,100,1000"),
         (["--runs=10,,5"], "--runs: The ladder '10,,5' is not a list of numbers"),
@@ -252,6 +253,20 @@ def test_what_would_be_sent_is_told_and_nothing_is_sent(
     assert [*Path().iterdir()] == []
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("log-batch --duration=0 --iterations=2", "# 1 step, 3 runs, 15 requests, "),
+        ("create-run --duration=0 --iterations=2", "# 1 step, 6 runs, 6 requests, "),
+        ("create-run --duration=10", "# 1 step, at least 3 runs, 3 requests, "),
+        ("create-run --duration=10 --rate=3", "# 1 step, about 30 runs, 30 requests, "),
+        ("create-run --duration=0 --sweep=params=1,2", "# 2 steps, 6 runs, 6 requests, "),
+    ],
+)
+def test_what_users_would_send_is_told_as_far_as_it_is_known(hpcstress: Command, words: str, told: str) -> None:
+    assert told in hpcstress("plan", *words.split(), "--users=3", "--repeats=1", "--warmup=0")[1]
+
+
 # A job, and what becomes of it.
 
 
@@ -284,6 +299,25 @@ def test_losses_end_a_job_with_3(hpcstress: Command, at: Callable[[FakeMlflow], 
     assert "3 lack something acknowledged" in progress
 
 
+@pytest.mark.parametrize(("limit", "code"), [("10s", 0), ("0.001ms", 99)])
+def test_a_threshold_that_is_not_kept_ends_a_job_with_99(hpcstress: Command, limit: str, code: int) -> None:
+    threshold = f"--threshold=run_duration p95 < {limit}"
+    assert hpcstress(*LITTLE, "--client=null", "--null-delay=1ms", threshold, "--output=job")[0] == code
+
+
+def test_losses_are_graver_than_a_threshold(hpcstress: Command, at: Callable[[FakeMlflow], None]) -> None:
+    with serving(Faults(forget_param=2)) as server:
+        at(server)
+        assert hpcstress(*LITTLE, "--threshold=service max < 0.001ms", "--output=job")[0] == 3
+
+
+def test_a_threshold_that_cannot_be_read_is_refused_before_any_load(hpcstress: Command, tmp_path: Path) -> None:
+    code, told, complaint = hpcstress(*LITTLE, "--threshold=p95 of run_duration < 10s", "--output=job")
+    assert (code, told) == (2, "")
+    assert "--threshold: 'p95 of run_duration < 10s' is no threshold: write " in complaint
+    assert not (tmp_path / "job").exists()
+
+
 def test_a_wrong_password_ends_a_job_with_1_and_one_sentence(
     hpcstress: Command, at: Callable[[FakeMlflow], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,6 +328,52 @@ def test_a_wrong_password_ends_a_job_with_1_and_one_sentence(
         assert server.refused_sign_ins == len(server.requests) == 1
     assert (code, told) == (1, "")
     assert re.fullmatch(r"The server \S+ refused the sign-in .*\n", complaint)
+    assert not Path("job").exists()
+
+
+def test_at_mantik_every_command_signs_in_once_and_says_nothing_of_it(
+    hpcstress: Command, at: Callable[[FakeMlflow], None]
+) -> None:
+    with served(FakeMantik()) as server:
+        at(server)
+        for count, words in enumerate(
+            ([*LITTLE, "--output=job"], ["doctor"], ["audit", "job/result.h5"], ["clean", "job/result.h5"]), 1
+        ):
+            code, told, complaint = hpcstress(*words)
+            assert code == 0, complaint
+            assert len(server.sign_ins) == count
+            assert not [secret for secret in server.secrets() if secret in told + complaint]
+        assert server.refused_sign_ins == 0
+        assert {run.stage for run in server.runs.values()} == {"deleted"}
+
+
+def test_cleaning_up_may_take_longer_than_a_token_lives(
+    hpcstress: Command, at: Callable[[FakeMlflow], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpcstress.tokens._WINDOW", (0.7, 0.8))
+    with served(FakeMantik(dated=False, faults=Faults(at="/delete"))) as server:
+        at(server)
+        assert hpcstress(*LITTLE, "--output=job")[0] == 0
+        # Three runs and their experiment.
+        server.life, server.faults.delay = 1.2, 0.5
+        assert hpcstress("clean", "job/result.h5")[0] == 0
+        assert server.renewals
+        assert server.refused_sign_ins == 0
+
+
+def test_a_wrong_password_of_mantik_s_ends_a_job_with_1_and_one_sentence(
+    hpcstress: Command, at: Callable[[FakeMlflow], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(FakeMantik()) as server:
+        at(server)
+        monkeypatch.setenv("MANTIK_PASSWORD", "battery-staple")
+        for words in ([*LITTLE, "--output=job"], ["doctor"]):
+            server.requests.clear()
+            code, told, complaint = hpcstress(*words)
+            assert len(server.requests) == 1
+            assert (code, told) == (1, "")
+            assert re.fullmatch(r"The server \S+ refused the sign-in .* correct MANTIK_USERNAME and .*\n", complaint)
+            assert "battery-staple" not in complaint
     assert not Path("job").exists()
 
 

@@ -8,8 +8,24 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mlflow import MlflowClient, entities
+from mlflow.tracking._tracking_service.client import TrackingServiceClient
 
-from hpcstress.content import CHUNK, METRIC_TIME_MS, RUN_TAG, SESSION_TAG, STEP_TAG, Artifact, Content, Metrics, Params
+from hpcstress.clients import METRICS_PER_REQUEST, PARAMS_PER_REQUEST, TAGS_PER_REQUEST
+from hpcstress.content import (
+    CHUNK,
+    METRIC_TIME_MS,
+    PART_TAG,
+    RUN_TAG,
+    SESSION_TAG,
+    STEP_TAG,
+    Artifact,
+    Batch,
+    Content,
+    Metric,
+    Metrics,
+    Params,
+)
 from hpcstress.plan import Plan
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -115,6 +131,134 @@ def test_a_run_logs_as_much_as_the_plan_says() -> None:
     assert (len(run.params), len(run.metrics)) == (3, 2)
     assert [item.path for item in run.artifacts] == [f"artifact-{index}.bin" for index in range(4)]
     assert {item.size for item in run.artifacts} == {5}
+
+
+# What a run logs again and again.
+
+AMOUNTS = st.integers(0, 300)
+
+
+@given(SEEDS, RUNS, st.integers(0, 60_000), AMOUNTS, AMOUNTS, AMOUNTS)
+def test_a_batch_follows_from_the_seed_the_run_and_its_number_alone(
+    seed: int, run: int, number: int, metrics: int, params: int, tags: int
+) -> None:
+    plan = Plan(seed=seed, metrics=metrics, params=params, tags=tags)
+    batch = Content(plan, "session").run(3, run).batch(number)
+    again = Content(plan.with_options({"users": 7, "workload": "x"}), "other").run(4, run).batch(number)
+    assert batch == again
+    assert (len(batch.metrics), len(batch.params), len(batch.tags)) == (metrics, params, tags)
+
+
+def test_a_batch_is_the_same_in_every_version_so_that_an_old_result_can_be_audited() -> None:
+    run = Content(Plan(metrics=2, params=1, tags=1), "s").run(0, 5)
+    assert run.batch(3) == Batch(
+        [
+            Metric("metric-0", 0.9480186507571489, METRIC_TIME_MS, 3),
+            Metric("metric-1", 0.9557784306816757, METRIC_TIME_MS, 3),
+        ],
+        [("param-3-0", "ad59b1f2")],
+        [("tag-0", "ad59b1f2")],
+    )
+
+
+@given(SEEDS, RUNS, st.lists(st.integers(0, 60_000), unique=True, min_size=2, max_size=2))
+def test_a_further_batch_has_the_next_point_of_each_metric_new_parameters_and_new_values_of_the_tags(
+    seed: int, run: int, numbers: list[int]
+) -> None:
+    made = Content(Plan(seed=seed, metrics=4, params=4, tags=4), "s").run(0, run)
+    one, other = (made.batch(number) for number in numbers)
+    assert [metric.key for metric in one.metrics] == [metric.key for metric in other.metrics]
+    assert ({metric.step for metric in one.metrics}, {metric.step for metric in other.metrics}) == (
+        {numbers[0]},
+        {numbers[1]},
+    )
+    assert not {key for key, _ in one.params} & {key for key, _ in other.params}
+    assert [key for key, _ in one.tags] == [key for key, _ in other.tags]
+    assert one.tags != other.tags
+    assert [metric.value for metric in one.metrics] != [metric.value for metric in other.metrics]
+    assert all(0 <= metric.value < 1 for metric in one.metrics)
+
+
+@given(SEEDS, RUNS, st.integers(1, 1000))
+def test_another_run_logs_other_batches(seed: int, run: int, distance: int) -> None:
+    content = Content(Plan(seed=seed, metrics=2, params=2, tags=2), "s")
+    assert content.run(0, run).batch(0) != content.run(0, (run + distance) % 2**32).batch(0)
+
+
+@given(RUNS, st.integers(1, 50))
+def test_of_several_mlflow_runs_in_one_all_but_the_first_carry_their_number(run: int, number: int) -> None:
+    made = Content(Plan(), "s").run(3, run)
+    assert made.part(0) == (made.name, made.tags)
+    name, tags = made.part(number)
+    assert name == f"{made.name}.{number}"
+    assert tags == (*made.tags, (PART_TAG, str(number)))
+
+
+# What one request cannot hold.
+
+LIMITS = (1000, 100, 100)
+
+
+def batch_of(metrics: int, params: int, tags: int) -> Batch:
+    return Batch(
+        [Metric(f"m{number}", number / 7, METRIC_TIME_MS, number) for number in range(metrics)],
+        [(f"p{number}", str(number)) for number in range(params)],
+        [(f"t{number}", str(number)) for number in range(tags)],
+    )
+
+
+batches = st.builds(batch_of, st.integers(0, 3500), st.integers(0, 350), st.integers(0, 350))
+
+
+@given(batches, st.tuples(st.integers(1, 1000), st.integers(1, 100), st.integers(1, 100)))
+def test_a_split_loses_nothing_and_keeps_the_order(batch: Batch, limits: tuple[int, int, int]) -> None:
+    pieces = [*batch.split(*limits)]
+    for name in Batch._fields:
+        assert [item for piece in pieces for item in getattr(piece, name)] == getattr(batch, name)
+
+
+@given(batches)
+def test_no_piece_holds_more_than_a_server_takes_and_none_is_empty(batch: Batch) -> None:
+    for piece in batch.split(*LIMITS):
+        counts = [len(piece.metrics), len(piece.params), len(piece.tags)]
+        assert all(count <= limit for count, limit in zip(counts, LIMITS, strict=True))
+        assert 0 < sum(counts) <= 1000
+
+
+def test_what_fits_into_one_request_is_one() -> None:
+    whole = batch_of(800, 100, 100)
+    assert [*whole.split(*LIMITS)] == [whole]
+    assert [*Batch().split(*LIMITS)] == []
+
+
+class Store:
+    """Keep the batches that MLflow's client sends."""
+
+    def __init__(self) -> None:
+        self.batches: list[Batch] = []
+
+    def log_batch(self, *, metrics: list[Any], params: list[Any], tags: list[Any], **_: Any) -> None:
+        self.batches.append(
+            Batch(
+                [Metric(metric.key, metric.value, metric.timestamp, metric.step) for metric in metrics],
+                [(param.key, param.value) for param in params],
+                [(tag.key, tag.value) for tag in tags],
+            )
+        )
+
+
+@given(batches | st.builds(batch_of, st.just(1000), st.integers(0, 3), st.integers(0, 3)))
+def test_a_split_is_that_of_mlflows_client(batch: Batch) -> None:
+    client, store = MlflowClient("http://127.0.0.1:1"), Store()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrackingServiceClient, "store", store)
+        client.log_batch(
+            "run",
+            [entities.Metric(*metric) for metric in batch.metrics],
+            [entities.Param(*param) for param in batch.params],
+            [entities.RunTag(*tag) for tag in batch.tags],
+        )
+    assert [*batch.split(METRICS_PER_REQUEST, PARAMS_PER_REQUEST, TAGS_PER_REQUEST)] == store.batches
 
 
 # Artifacts.

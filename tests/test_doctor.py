@@ -10,7 +10,8 @@ from hpcstress.doctor import Finding, examine
 from hpcstress.errors import Refusal
 from hpcstress.folder import open_files_limit
 from hpcstress.ranks import World
-from tests.fake_mlflow import FakeMlflow, Faults, serving
+from tests.fake_mantik import FakeMantik
+from tests.fake_mlflow import FakeMlflow, Faults, served, serving
 
 
 def findings(server: FakeMlflow, timeout: float = 5.0, **environment: str) -> list[Finding]:
@@ -51,6 +52,14 @@ def test_a_wrong_password_is_tried_once() -> None:
         with pytest.raises(Refusal, match="refused the sign-in"):
             findings(server, MLFLOW_TRACKING_PASSWORD="battery-staple")
         assert server.refused_sign_ins == len(server.requests) == 1
+
+
+def test_at_mantik_rank_0_signs_in_for_all() -> None:
+    with served(FakeMantik()) as server:
+        [finding] = findings(server)
+        assert (finding.server, finding.trouble) == ("3.17.2", "")
+        assert len(server.sign_ins) == 1
+        assert server.refused_sign_ins == 0
 
 
 def test_a_server_that_is_not_there_is_refused() -> None:

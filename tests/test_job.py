@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 
-from hpcstress import servers
+from hpcstress import servers, tokens
 from hpcstress.clocks import Offset
 from hpcstress.errors import Refusal
 from hpcstress.folder import RunFolder
@@ -31,7 +31,8 @@ from hpcstress.result import TABLES, Result
 from hpcstress.schedule import Step
 from hpcstress.servers.port import free_port
 from hpcstress.servers.server import Recipe
-from tests.fake_mlflow import FakeMlflow, Faults, serving
+from tests.fake_mantik import FakeMantik
+from tests.fake_mlflow import FakeMlflow, Faults, served, serving
 from tests.jobs import REQUESTS, SMALL, Heard, play, requests
 
 ROOT = Path(__file__).parent.parent
@@ -53,6 +54,45 @@ def climbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FakeMlflow]
 def result(climbed: tuple[Path, FakeMlflow]) -> Any:
     with Result(climbed[0] / "result.h5") as opened:
         yield opened
+
+
+# A job longer than a token lives.
+
+# Seven slow answers, one after the other, in each of two steps, and then the audits.
+LONG = replace(SMALL, runs=(3,), repeats=2)
+SLOW = 0.2
+
+
+def test_a_token_of_mantik_s_is_renewed_during_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Long before it expires: a busy machine must not fail this test.
+    monkeypatch.setattr(tokens, "_WINDOW", (0.7, 0.8))
+    with served(FakeMantik(1.5, dated=False, faults=Faults(delay=SLOW, at="2.0/"))) as server:
+        assert play(tmp_path / "job", LONG, server.environment) == 0
+        assert server.refused_sign_ins == 0
+        assert len(server.sign_ins) == 1
+        # The last token was made two lives after the first: without renewals, most requests would have been refused.
+        instants = [*server.expiry.values()]
+        assert instants[-1] - instants[0] > 2 * server.life
+        files = [path.read_bytes() for path in (tmp_path / "job").rglob("*") if path.is_file()]
+        assert not [secret for secret in server.secrets() if any(secret.encode() in data for data in files)]
+    with Result(tmp_path / "job" / "result.h5") as result:
+        assert {*requests(result)["outcome"].tolist()} == {Outcome.ok}
+        assert result.complete
+        assert result.notes == []
+
+
+def test_a_token_that_cannot_be_renewed_fails_requests_and_a_note_says_why(tmp_path: Path) -> None:
+    with served(FakeMantik(1.5, dated=False, faults=Faults(delay=SLOW, at="2.0/"))) as server:
+        server.refuses = True
+        assert play(tmp_path / "job", LONG, server.environment) == 3
+        assert len(server.sign_ins) == 1
+        secrets = server.secrets()
+    with Result(tmp_path / "job" / "result.h5") as result:
+        outcomes = requests(result)["outcome"].tolist()
+        assert {Outcome.ok, Outcome.auth} == {*outcomes}
+        [note] = [note for note in result.notes if note.startswith("Mantik's token expired")]
+        assert "refused the sign-in (renewing the token)" in note
+        assert not [secret for secret in secrets if secret in "".join(result.notes)]
 
 
 # A job that goes well.

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,25 +34,69 @@ VALUES: dict[Kind, st.SearchStrategy[Any]] = {
     quantity.FRACTION: st.floats(0, 1),
     quantity.TEXT: TEXTS,
     quantity.URI: st.sampled_from(["", "http://host:5000", "https://[::1]/mlflow", "https://mlflow.example/a b"]),
+    quantity.USERS: st.lists(st.integers(1, 2**32 - 1), max_size=13).map(tuple),
+    quantity.RATE: st.just(0.0) | st.floats(1e-6, 1e6),
+    quantity.SWEEP: st.sampled_from(
+        ["", "params=10,100", "artifact-size=1kB,10MB", "artifact_size=7B  metrics=1,2 tags=0,100,3"]
+    ),
+    quantity.PATH: st.just("") | TEXTS,
+    quantity.SWITCH: st.booleans(),
+    KINDS["method"]: st.sampled_from(["all", "log_param", "log_artifacts"]),
+    KINDS["arrivals"]: st.sampled_from(["poisson", "constant"]),
     KINDS["client"]: st.sampled_from(["wire", "null"]),
+    KINDS["threshold"]: st.sampled_from(["", "failed < 1%", "run_duration p95 < 10s, log_batch max < 1ms"]),
+    KINDS["retries"]: st.sampled_from(["none", "stock"]),
 }
 
-plans = st.builds(Plan, **{name: VALUES[kind] for name, kind in KINDS.items()})
+
+@st.composite
+def drawn(draw: st.DrawFn) -> Plan:
+    """Draw any plan whose options do not contradict each other."""
+    options = {name: draw(VALUES[kind], label=name) for name, kind in KINDS.items()}
+    if not options["users"]:
+        options |= {"duration": 0.0, "rate": 0.0, "think_time": 0.0}
+    if not options["duration"] or options["iterations"]:
+        options["rate"] = 0.0
+    if options["repeats"] > 500:
+        options["sweep"] = ""
+    return Plan(**options)
+
+
+plans = drawn()
 
 # For each option a value that it cannot have, and words of the sentence that says so.
 IMPOSSIBLE: dict[str, tuple[object, str]] = {
     "workload": (7, "7 is not a text"),
     "runs": ("10;100", "'10;100' is not a list of numbers such as 10,100,1000"),
+    "users": ("3,none", "'none' is not a whole number"),
+    "duration": ("long", "'long' is not a duration such as"),
+    "iterations": (-1, "-1 is too small for a count"),
+    "rate": (1e7, "A rate of 10000000.0 per second is not possible: give 0.000001 to 1000000, or 0 for none"),
+    "arrivals": ("poison", "'poison' is not known here. Did you mean poisson?"),
+    "think_time": ("-1s", "'-1s' is not a duration"),
+    "sweep": ("params", "'params' names no option and its values: write params=10,100,1000"),
     "repeats": (0, "0 is too small for this option: give at least 1"),
     "warmup": ("-1", "-1 is too small for a count"),
     "params": ("many", "'many' is not a whole number"),
     "metrics": (1.5, "1.5 is not a whole number"),
+    "points": (0, "0 is too small for this option: give at least 1"),
+    "spans": ("x", "'x' is not a whole number"),
+    "tags": (None, "None is not a whole number"),
     "artifacts": (100_001, "100001 is too large for one run: give at most 100000"),
     "artifact_size": ("10 apples", "'10 apples' is not a size such as"),
+    "artifact_folder": ("a\nb", "is not a plain line of text"),
+    "uploads": (0, "0 is too small for this option: give at least 1"),
+    "method": ("log_parm", "'log_parm' is not known here. Did you mean log_param"),
+    "split": ("perhaps", "'perhaps' is neither yes nor no"),
+    "max_results": (0, "0 is too small for this option: give at least 1"),
+    "prefill_runs": (-1, "-1 is too small for a count"),
+    "prefill_experiments": ("few", "'few' is not a whole number"),
+    "tenants": (0, "0 is too small for this option: give at least 1"),
     "seed": (-1, "-1 is too small"),
     "sleep_time": ("soon", "'soon' is not a duration"),
     "timeout": (0, "A duration of 0 is too short"),
     "client": ("wires", "'wires' is not known here. Did you mean wire?"),
+    "retries": ("some", "'some' is not known here"),
     "null_delay": (-1, "-1 is not a duration"),
     "null_failures": ("200%", "'200%' is not a share between 0 and 1"),
     "uri": ("mlflow.example", "'mlflow.example' does not begin with http:// or https://"),
@@ -59,12 +104,17 @@ IMPOSSIBLE: dict[str, tuple[object, str]] = {
     "experiment": (None, "None is not a text"),
     "audit": ([], "[] is not a whole number"),
     "objective": ("", "'' is not a duration"),
+    "threshold": ("run_duration p95 < soon", "'run_duration p95 < soon': 'soon' is not a duration"),
 }
 
 
 def parsed(words: list[str]) -> dict[str, object]:
-    """Read `--option=value` as a command line does."""
-    return {name.removeprefix("--"): value for name, _, value in (word.partition("=") for word in words)}
+    """Read `--option=value`, `--switch` and `--no-switch` as a command line does."""
+    told = {name.removeprefix("--"): (equals, value) for name, equals, value in (word.partition("=") for word in words)}
+    return {
+        name if equals else name.removeprefix("no-"): value if equals else not name.startswith("no-")
+        for name, (equals, value) in told.items()
+    }
 
 
 # What comes back equal.
@@ -98,6 +148,13 @@ def test_on_the_command_line_stands_only_what_differs_from_the_defaults() -> Non
         "--artifact-size=100MB",
         "--null-failures=0.5",
     ]
+
+
+def test_a_switch_is_written_as_it_is_typed() -> None:
+    assert Plan(split=False).to_argv() == ["--no-split"]
+    assert Plan(split=False).as_mapping()["split"] is False
+    assert "split = false" in Plan(split=False).to_toml()
+    assert Plan().with_options({"split": "no"}) == Plan(split=False)
 
 
 def test_toml_and_json_say_values_as_people_write_them() -> None:
@@ -140,7 +197,7 @@ JUNK = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.
 def test_whatever_an_option_is_given_it_is_taken_or_refused_by_its_name(name: str, value: object) -> None:
     sentences = []
     try:
-        plan = Plan().with_options({name: value})
+        plan = Plan(users=(1,), duration=1).with_options({name: value})
     except UsageRefusal as refusal:
         sentences.append(str(refusal))
         plan = Plan()
@@ -149,9 +206,9 @@ def test_whatever_an_option_is_given_it_is_taken_or_refused_by_its_name(name: st
 
 
 def test_more_steps_than_a_row_can_number_are_refused() -> None:
-    assert len(Plan(runs=(1, 2, 3, 4, 5), repeats=0xFFFF // 5).steps) == 0xFFFF
-    with pytest.raises(UsageRefusal, match=r"^--repeats: 21846 times the ladder are more than 65535 steps\."):
-        Plan(repeats=21846)
+    assert len(Plan(runs=(1, 2), repeats=0xFFFE // 2).steps) == 0xFFFE
+    with pytest.raises(UsageRefusal, match=r"^--repeats: 21845 times the ladder are more than 65534 steps\."):
+        Plan(repeats=21845)
 
 
 def test_a_misspelt_option_is_refused_and_near_ones_are_offered() -> None:
@@ -160,7 +217,7 @@ def test_a_misspelt_option_is_refused_and_near_ones_are_offered() -> None:
 
 
 def test_an_option_that_is_near_to_none_is_refused_with_all_there_are() -> None:
-    with pytest.raises(UsageRefusal, match=r"Known are: --workload, --runs, .*--objective\."):
+    with pytest.raises(UsageRefusal, match=r"Known are: --workload, --runs, .*--threshold\."):
         Plan().with_options({"0000": 1})
 
 
@@ -224,6 +281,149 @@ def test_what_a_plan_does_not_name_keeps_its_default() -> None:
     assert from_toml("params = 7") == Plan(params=7)
 
 
+# Sweeps.
+
+SWEPT = {
+    "params": st.integers(0, 100_000),
+    "metrics": st.integers(0, 100_000),
+    "tags": st.integers(0, 100_000),
+    "artifacts": st.integers(0, 100_000),
+    "artifact_size": st.sampled_from(["1B", "10kB", "1MiB", "7"]),
+}
+
+
+@st.composite
+def sweeps(draw: st.DrawFn) -> dict[str, list[object]]:
+    """Draw options that vary and their values, some of them written with hyphens."""
+    names = draw(st.lists(st.sampled_from(sorted(SWEPT)), unique=True, max_size=3))
+    return {
+        draw(st.sampled_from([name, name.replace("_", "-")])): draw(st.lists(SWEPT[name], min_size=1, max_size=4))
+        for name in names
+    }
+
+
+def as_text(sweep: dict[str, list[object]]) -> str:
+    return " ".join(f"{name}={','.join(map(str, values))}" for name, values in sweep.items())
+
+
+@given(sweeps(), st.lists(st.integers(1, 100), min_size=1, max_size=3).map(tuple), st.booleans(), st.integers(1, 3))
+def test_every_variation_is_played_on_the_whole_ladder(
+    sweep: dict[str, list[object]], ladder: tuple[int, ...], closed: bool, repeats: int
+) -> None:
+    plan = Plan(**{"users" if closed else "runs": ladder}, sweep=as_text(sweep), repeats=repeats, seed=5)
+    expected = [
+        (size, plan.with_options({"sweep": "", **dict(zip(sweep, values, strict=True))}))
+        for values in product(*sweep.values())
+        for size in ladder
+    ]
+    assert [(rung.size, plan.varied(rung.variation)) for rung in plan.rungs] == expected
+    assert plan.steps == tuple(size for size, _ in expected) * repeats
+
+
+@given(sweeps())
+def test_a_sweep_comes_back_equal_and_varies_the_same(sweep: dict[str, list[object]]) -> None:
+    plan = Plan(sweep=as_text(sweep))
+    for again in (from_toml(plan.to_toml()), from_json(plan.to_json()), Plan().with_options(parsed(plan.to_argv()))):
+        assert again == plan
+        assert again.rungs == plan.rungs
+
+
+def test_without_a_sweep_the_plan_does_not_vary() -> None:
+    plan = Plan(runs=(3, 7))
+    assert [tuple(rung) for rung in plan.rungs] == [(3, ""), (7, "")]
+    assert plan.varied("") == plan
+
+
+def test_what_varies_is_said_in_the_order_and_the_words_of_the_sweep() -> None:
+    plan = Plan(runs=(1,), sweep="  metrics=1,2   artifact-size=10kB ")
+    assert [rung.variation for rung in plan.rungs] == ["metrics=1 artifact-size=10kB", "metrics=2 artifact-size=10kB"]
+    assert plan.varied("metrics=2 artifact-size=10kB") == Plan(runs=(1,), metrics=2, artifact_size=10_000)
+
+
+def test_the_load_of_users_varies_like_anything_else() -> None:
+    plan = Plan(users=(2,), duration=10, sweep="rate=5,0 think-time=0,500ms")
+    assert [(varied.rate, varied.think_time) for varied in (plan.varied(rung.variation) for rung in plan.rungs)] == [
+        (5, 0),
+        (5, 0.5),
+        (0, 0),
+        (0, 0.5),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "sentence"),
+    [
+        ("params", r"'params' names no option and its values: write params=10,100,1000\.$"),
+        ("=5", "'=5' names no option"),
+        ("params=", "'params=' names no option and its values"),
+        ("params=10,,100", "'params=10,,100' names no option and its values"),
+        ("params 10,100", "'params' names no option and its values"),
+        ("parms=10,100", r"parms cannot vary from step to step\. Did you mean params"),
+        ("seed=1,2", r"seed cannot vary from step to step\. "),
+        ("timeout=1,2", r"timeout cannot vary from step to step\. "),
+        ("sweep=params", r"sweep cannot vary from step to step\. "),
+        ("params=10,many", r"--params: 'many' is not a whole number\.$"),
+        ("params=10,100001", "--params: 100001 is too large for one run"),
+        ("params=10 params=100", "params stands there twice, give all its values at once"),
+        ("artifact-size=1kB artifact_size=1MB", "artifact_size stands there twice"),
+        ("rate=5,10", "--users: --duration, --rate and --think-time are for users"),
+        ("params=10\tmetrics=1", "is not a plain line of text"),
+        (5, "5 is not a text"),
+    ],
+)
+def test_a_sweep_that_makes_no_sense_is_refused_before_anything_is_played(sweep: Any, sentence: str) -> None:
+    with pytest.raises(UsageRefusal, match=f"^--sweep: .*{sentence}"):
+        Plan(sweep=sweep)
+
+
+def test_a_sweep_with_more_variations_than_steps_can_be_numbered_is_refused_at_once() -> None:
+    values = ",".join(map(str, range(1000)))
+    with pytest.raises(UsageRefusal, match="times the ladder are more than 65534 steps"):
+        Plan(sweep=f"params={values} metrics={values} tags={values} artifacts={values}")
+    assert len(Plan(runs=(1,), repeats=65, sweep=f"params={values}").steps) == 65_000
+    with pytest.raises(UsageRefusal, match=r"^--repeats: 66 times the ladder"):
+        Plan(runs=(1,), repeats=66, sweep=f"params={values}")
+
+
+# Users and arrivals.
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"duration": 5}, "--users: --duration, --rate and --think-time are for users, say how many there are"),
+        ({"think_time": 5}, "--users: --duration, --rate and --think-time are for users"),
+        ({"rate": 5}, "--users: "),
+        ({"users": 3, "rate": 5}, "--rate: say for how long with --duration"),
+        ({"users": 3, "rate": 5, "duration": 5, "iterations": 1}, "--rate: .* leave --iterations out"),
+        ({"users": 3, "rate": 5, "duration": 5, "sweep": "iterations=1,2"}, "--sweep: --rate: .* --iterations out"),
+        ({"users": 3, "rate": 1e-7}, "--rate: A rate of 1e-07 per second is not possible"),
+        ({"users": 3, "rate": float("nan")}, "--rate: A rate of nan per second is not possible"),
+        ({"users": 3, "rate": "inf"}, "--rate: A rate of inf per second is not possible"),
+        ({"users": 3, "rate": "often"}, "--rate: 'often' is not a rate: write how many per second"),
+        ({"users": 0}, "--users: .*0 is too small for a step"),
+    ],
+)
+def test_a_load_that_contradicts_itself_is_refused(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UsageRefusal, match=f"^{sentence}"):
+        Plan(**options)
+
+
+def test_users_go_before_runs() -> None:
+    assert Plan(runs=(1, 2), users=(30, 40), repeats=1).steps == (30, 40)
+    assert Plan(runs=(1, 2), users=(), repeats=1).steps == (1, 2)
+
+
+@pytest.mark.parametrize("nobody", ["", [], ()])
+def test_no_users_are_written_as_nothing(nobody: object) -> None:
+    assert Plan().with_options({"users": nobody}).users == ()
+    assert from_toml("users = []") == Plan()
+
+
+def test_a_rate_may_be_written_with_its_unit() -> None:
+    assert Plan(users=(1,), duration=1).with_options({"rate": " 2.5/s "}).rate == 2.5
+
+
 # Plans by name.
 
 
@@ -257,7 +457,7 @@ def test_a_file_that_cannot_be_read_is_refused_with_the_reason(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("paralel-runs", "parallel-runs"), ("mantik", "mantik-parallel-runs"), ("docter", "doctor")]
+    ("name", "near"), [("paralel-runs", "parallel-runs"), ("mantik", "mantik-parameters"), ("docter", "doctor")]
 )
 def test_an_unknown_name_is_refused_and_near_ones_are_offered(name: str, near: str) -> None:
     with pytest.raises(UsageRefusal, match=f"^'{name}' is no plan, workload or .toml file.*{near}"):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hpcstress.clients import Place
 from hpcstress.errors import Interruption, Refusal
 from hpcstress.folder import RunFolder
 from hpcstress.plan import Plan, from_toml
@@ -16,7 +17,8 @@ from hpcstress.prepare import Setup, prepare
 from hpcstress.progress import Progress
 from hpcstress.ranks import World
 from hpcstress.stop import Stop
-from tests.fake_mlflow import Faults, serving
+from tests.fake_mantik import FakeMantik
+from tests.fake_mlflow import Faults, served, serving
 from tests.jobs import SMALL
 
 
@@ -39,7 +41,7 @@ def test_what_is_prepared_is_written_down_before_load(tmp_path: Path) -> None:
     assert from_toml(folder.plan.read_text()) == SMALL
     [event] = folder.events()
     assert event == {"event": "job", "facts": json.loads(json.dumps(setup.facts)), "plan": SMALL.to_toml()}
-    assert setup.facts["experiment_id"] == setup.experiment_id
+    assert setup.facts["experiment_id"] == setup.place.experiment_id
     assert setup.facts["slurm"] == {"SLURM_JOB_ID": "42"}
     assert {"began", "host", "python", "system", "processors", "packages", "command"} <= setup.facts.keys()
     assert not server.load()
@@ -66,7 +68,7 @@ def test_no_two_jobs_have_the_same_session(tmp_path: Path) -> None:
 def test_a_number_in_the_environment_goes_before_a_name_in_the_plan(tmp_path: Path) -> None:
     with serving() as server:
         setup = prepared(tmp_path / "job", SMALL, server.environment | {"MLFLOW_EXPERIMENT_ID": "0"})
-        assert (setup.experiment_id, setup.facts["experiment_created"]) == ("0", False)
+        assert (setup.place.experiment_id, setup.facts["experiment_created"]) == ("0", False)
         assert len(server.experiments) == 1
 
 
@@ -79,7 +81,7 @@ def test_an_address_in_the_plan_goes_before_one_in_the_environment(tmp_path: Pat
 
 def test_what_rank_0_has_prepared_travels_without_the_server_and_is_not_shown_with_secrets() -> None:
     server = object()
-    setup = Setup("session", "7", {}, {"MLFLOW_TRACKING_PASSWORD": "correct-horse"}, server)  # type: ignore[arg-type]
+    setup = Setup("session", Place("7"), {}, {"MLFLOW_TRACKING_PASSWORD": "correct-horse"}, server)  # type: ignore[arg-type]
     told = pickle.loads(pickle.dumps(setup))
     assert told == replace(setup, server=None)
     assert "correct-horse" not in repr(setup)
@@ -93,6 +95,36 @@ def test_a_wrong_password_is_tried_once(tmp_path: Path) -> None:
         wrong = server.environment | {"MLFLOW_TRACKING_PASSWORD": "battery-staple"}
         assert "refused the sign-in" in refused(tmp_path / "job", SMALL, wrong)
         assert server.refused_sign_ins == len(server.requests) == 1
+    assert not (tmp_path / "job").exists()
+
+
+def test_who_signs_in_at_mantik_does_so_once_and_before_anything_else(tmp_path: Path) -> None:
+    with served(FakeMantik()) as server:
+        setup = prepared(tmp_path / "job", SMALL, server.environment)
+        assert len(server.sign_ins) == 1
+        assert server.refused_sign_ins == 0
+        assert setup.token is not None
+        assert [*server.expiry] == [setup.token.access]
+    assert setup.facts["token_service"] == server.uri
+    assert setup.environment is None
+    assert not [secret for secret in server.secrets() if secret in repr(setup)]
+
+
+def test_who_signs_in_at_mantik_and_names_no_server_means_mantik_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(FakeMantik()) as server:
+        monkeypatch.setattr("hpcstress.target._MANTIK", server.uri)
+        nameless = {name: value for name, value in server.environment.items() if name != "MLFLOW_TRACKING_URI"}
+        setup = prepared(tmp_path / "job", SMALL, nameless)
+    assert (setup.facts["uri"], setup.facts["server"]) == (server.uri, None)
+
+
+def test_a_wrong_password_of_mantik_s_is_tried_once(tmp_path: Path) -> None:
+    with served(FakeMantik()) as server:
+        wrong = server.environment | {"MANTIK_PASSWORD": "battery-staple"}
+        assert "correct MANTIK_USERNAME and MANTIK_PASSWORD" in refused(tmp_path / "job", SMALL, wrong)
+        assert len(server.sign_ins) == len(server.requests) == 1
     assert not (tmp_path / "job").exists()
 
 
@@ -160,7 +192,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_sent(tmp_path: Path) 
     assert not (tmp_path / "job").exists()
 
 
-@pytest.mark.parametrize("larger", [{"runs": (10, 10**9)}, {"warmup": 10**9}])
+@pytest.mark.parametrize("larger", [{"runs": (10, 10**9)}, {"users": (10, 10**9)}, {"warmup": 10**9}])
 def test_more_runs_at_once_than_files_can_be_opened_are_refused_before_anything_is_written(
     tmp_path: Path, larger: dict[str, object]
 ) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from math import inf
 from types import SimpleNamespace
 
 import pytest
@@ -74,6 +75,17 @@ def test_the_bar_is_filled_with_the_share_of_runs_that_are_over(size: int, told:
     assert len(bar[0]) == 24
     assert bar[0].count("█") == (24 * over // size if size else 0)
     assert bar[0].startswith("█" * bar[0].count("█"))
+
+
+def test_users_are_told_with_their_runs_and_fill_the_bar_with_their_time() -> None:
+    told = line(STEP, 4, [beat(250, 3, 900)], 5.0, 20.0)
+    assert told == "step 2/4  ██████··················  100 users, 250 runs finished, 3 failed, 900 attempts, 5.0 s"
+    assert line(STEP, 4, [], 19.99, 20.0).count("█") == 23
+    assert line(STEP, 4, [], 25.0, 20.0).count("█") == 24
+
+
+def test_of_users_whose_time_nobody_knows_the_bar_says_nothing() -> None:
+    assert line(STEP, 4, [beat(250)], 1e6, inf).startswith(f"step 2/4  {'·' * 24}  100 users, 250 runs finished")
 
 
 # In a job's log.

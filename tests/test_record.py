@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcstress.record import COLUMNS, FIELDS, FORMAT_VERSION, RECORD, ROW, Operation, Outcome
+from hpcstress.record import COLUMNS, FIELDS, FORMAT_VERSION, OPTIONAL, READS, RECORD, ROW, Operation, Outcome
 
 
 def bounds(name: str) -> st.SearchStrategy[int]:
@@ -70,20 +70,50 @@ def test_every_code_fits_into_its_byte_and_is_not_shared(codes: Any) -> None:
     assert len(set(codes)) == len(codes.__members__)
 
 
+# More may follow.
+OPERATIONS = {
+    1: "connect",
+    2: "create_run",
+    3: "log_params",
+    4: "log_metrics",
+    5: "set_tags",
+    6: "get_run",
+    7: "search_runs",
+    8: "log_artifact",
+    9: "finish_run",
+    10: "log_param",
+    11: "log_metric",
+    12: "log_batch",
+    13: "create_experiment",
+    14: "get_experiment",
+    15: "search_experiments",
+    16: "get_metric_history",
+    17: "list_artifacts",
+    18: "download_artifact",
+    19: "create_model",
+    20: "create_model_version",
+    21: "search_models",
+    22: "list_workspaces",
+    23: "log_spans",
+    24: "search_traces",
+    25: "get_trace",
+    26: "create_logged_model",
+    27: "finish_logged_model",
+    28: "create_prompt",
+    29: "create_prompt_version",
+    30: "search_prompts",
+    40: "log_40_metrics",
+    41: "log_400_metrics",
+    42: "log_1000_metrics",
+    43: "log_10_params",
+    44: "log_100_params",
+    255: "end",
+}
+
+
 def test_codes_of_format_1_keep_their_meaning_for_ever() -> None:
     assert FORMAT_VERSION == 1
-    assert [operation.name for operation in sorted(Operation)] == [
-        "connect",
-        "create_run",
-        "log_params",
-        "log_metrics",
-        "set_tags",
-        "get_run",
-        "search_runs",
-        "log_artifact",
-        "finish_run",
-        "end",
-    ]
+    assert {code: Operation(code).name for code in OPERATIONS} == OPERATIONS
     assert [outcome.name for outcome in sorted(Outcome)] == [
         "ok",
         "timeout",
@@ -99,8 +129,9 @@ def test_codes_of_format_1_keep_their_meaning_for_ever() -> None:
         "malformed",
         "tls",
         "interrupted",
+        "missing",
     ]
-    assert sorted(Outcome) == list(range(14))
+    assert sorted(Outcome) == list(range(15))
     assert COLUMNS == (
         "due",
         "start",
@@ -116,3 +147,12 @@ def test_codes_of_format_1_keep_their_meaning_for_ever() -> None:
         "outcome",
         "op",
     )
+
+
+def test_a_write_is_what_changes_the_server_and_what_is_optional_may_be_either() -> None:
+    reading = ("get_", "search_", "list_", "download_", "connect")
+    reads = {operation for operation in Operation if operation.name.startswith(reading)}
+    assert reads | {Operation.server_info, Operation.other} == READS
+    assert Operation.search_models in READS & OPTIONAL
+    assert Operation.create_model in OPTIONAL - READS
+    assert not OPTIONAL & {Operation.create_run, Operation.get_run, Operation.finish_run, Operation.end}

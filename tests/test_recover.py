@@ -446,3 +446,12 @@ def test_all_columns_come_from_the_journals_unchanged(folder: RunFolder) -> None
         "outcome": Outcome.ok,
         "op": Operation.create_run,
     }
+
+
+def test_what_a_sweep_gave_a_step_for_itself_is_in_the_result(folder: RunFolder) -> None:
+    play(folder, [0, 1, 2])
+    folder.note("step", number=1, repeat=0, size=8, began=BEGAN, variation="params=5")
+    recover(folder)
+    with Result(folder.result) as result:
+        assert result.table("steps")["variation"].tolist() == [b"", b"params=5"]
+        assert result.table("steps")["runs_begun"].tolist() == [3, 8]

@@ -372,3 +372,50 @@ def test_damage_is_never_read_as_data_and_never_more_than_a_refusal(whole: bytes
         else:
             assert found == expected, f"seed {seed}, number {number}"
     assert refusals > 200
+
+
+def test_of_a_result_from_before_a_column_the_column_is_empty(tmp_path: Path) -> None:
+    path = write(tmp_path / "result.h5", made_rows(3))
+    later = {"steps": ["runs_begun", "variation"], "health": ["dropped"]}
+    with h5py.File(path, "a") as file:
+        for table, names in later.items():
+            for name in names:
+                del file[f"{table}/{name}"]
+    with Result(path) as result:
+        for table, names in later.items():
+            rows, made = result.table(table), made_tables()[table]
+            for name in rows.dtype.names:
+                expected = np.zeros_like(made[name]) if name in names else made[name]
+                assert rows[name].tolist() == expected.tolist()
+
+
+# A slice of one column.
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, None), (0, 3), (7, 9), (9, 100), (10, 10), (10, None), (5, 2)])
+def test_a_slice_of_a_column_is_that_slice(tmp_path: Path, start: int, stop: int | None) -> None:
+    rows = made_rows(10)
+    with Result(write(tmp_path / "result.h5", rows)) as result:
+        assert np.array_equal(result.column("end", start, stop), rows["end"][start:stop])
+
+
+@pytest.mark.parametrize("damage", ["shorter", "text", "gone"])
+def test_a_column_that_is_not_what_it_has_to_be_is_refused(tmp_path: Path, damage: str) -> None:
+    path = write(tmp_path / "result.h5", made_rows(10))
+    with h5py.File(path, "a") as file:
+        del file["attempts/end"]
+        if damage != "gone":
+            file["attempts/end"] = np.zeros(3, "<i8") if damage == "shorter" else ["a"] * 10
+    with Result(path) as result, pytest.raises(Refusal, match="is damaged at /attempts/end"):
+        result.column("end")
+    with Result(path) as result, pytest.raises(Refusal, match="is damaged at /attempts/end"):
+        result.rows(["run", "end"])
+
+
+def test_a_table_with_columns_of_different_lengths_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "result.h5", made_rows(1))
+    with h5py.File(path, "a") as file:
+        del file["steps/size"]
+        file["steps/size"] = np.zeros(7, "<u4")
+    with Result(path) as result, pytest.raises(Refusal, match="is damaged at /steps"):
+        result.table("steps")

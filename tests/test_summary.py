@@ -27,6 +27,7 @@ attempts = st.lists(
 
 def rows(told: list[tuple[int, int, int, Outcome, Operation]]) -> np.ndarray:
     made = np.zeros(len(told), RECORD)
+    made["attempt"] = 1
     for name, values in zip(("rank", "start", "end", "outcome", "op"), zip(*told, strict=True), strict=False):
         made[name] = values
     return made
@@ -88,3 +89,16 @@ def test_where_nothing_happened_instants_are_minus_one() -> None:
 def test_the_row_names_its_step() -> None:
     row = summed([])
     assert (row["step"], row["repeat"], row["size"], row["began"]) == (3, 1, 100, 1.5e9)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), max_size=40, unique=True))
+def test_a_run_has_begun_when_it_has_sent_its_first_request(told: list[tuple[int, int]]) -> None:
+    part = np.zeros(len(told), RECORD)
+    part["attempt"] = 1
+    part["run"], part["seq"] = np.array(told, int).reshape(-1, 2).T
+    assert summed([part])["runs_begun"] == len({run for run, seq in told if seq == 0})
+
+
+def test_the_row_says_what_a_sweep_gave_the_step() -> None:
+    row = StepSummary(Step(3, 1, 100, "params=5 tags=0"), 1.5e9).row()
+    assert row["variation"].tolist() == [b"params=5 tags=0"]

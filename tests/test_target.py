@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from hpcstress import __version__
 from hpcstress.errors import Refusal, UsageRefusal
-from hpcstress.target import Proxy, Target, from_environment
+from hpcstress.target import Mantik, Proxy, Target, Token, from_environment, is_named
 
 URI = "https://mlflow.example"
 SECRET = "pa55word"
@@ -96,7 +96,7 @@ def test_without_an_address_there_is_nothing_to_talk_to(read: Read) -> None:
         (
             "",
             {"MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"},
-            r"^MLFLOW_TRACKING_URI: The address .* does not begin with",
+            r"^MLFLOW_TRACKING_URI: sqlite:///mlflow\.db is a store, and this needs the address of a server\.$",
         ),
         ("", {"MLFLOW_TRACKING_URL": f"https://me:{SECRET}@host"}, r"^MLFLOW_TRACKING_URL: .*'https://\*\*\*@host'"),
         ("ftp://host", {}, r"^--uri: The address"),
@@ -258,6 +258,146 @@ def test_workspace_and_experiment_come_from_the_environment(read: Read) -> None:
     assert (read(MLFLOW_WORKSPACE=" ").workspace, read().experiment_id) == (None, None)
 
 
+# Signing in at Mantik.
+
+
+def mantik(read: Read, uri: str = "https://tracking.cloud.mantik.ai", **variables: str) -> Mantik:
+    found = read(uri, MANTIK_USERNAME="me", MANTIK_PASSWORD=SECRET, **variables).mantik
+    assert found is not None
+    return found
+
+
+def test_mantik_s_user_name_and_password_go_before_all_of_mlflow_s(read: Read, tmp_path: Path) -> None:
+    save(tmp_path, "broken")
+    target = read(
+        "https://tracking.example.org",
+        MANTIK_USERNAME="me",
+        MANTIK_PASSWORD=SECRET,
+        MLFLOW_TRACKING_USERNAME="you",
+        MLFLOW_TRACKING_PASSWORD="pw",
+        MLFLOW_TRACKING_TOKEN="t",
+    )
+    assert target.mantik is not None
+    assert (target.mantik.username, target.mantik.password) == ("me", SECRET)
+    # Nobody has signed in yet.
+    assert (target.token, target.credentials) == (None, None)
+    target.mantik.token = Token("access", "refresh", 1)
+    assert (target.token, target.credentials) == (target.mantik.token, "Bearer access")
+
+
+def test_without_mantik_s_variables_mlflow_s_are_as_good_as_ever(read: Read) -> None:
+    target = read(MANTIK_USERNAME="", MANTIK_PASSWORD="", MANTIK_API_URL="https://api", MLFLOW_TRACKING_TOKEN="t")
+    assert (target.mantik, target.token, target.credentials) == (None, None, "Bearer t")
+
+
+@pytest.mark.parametrize(
+    ("variables", "there", "missing"),
+    [
+        ({"MANTIK_USERNAME": "me"}, "MANTIK_USERNAME", "MANTIK_PASSWORD"),
+        ({"MANTIK_PASSWORD": SECRET, "MANTIK_USERNAME": ""}, "MANTIK_PASSWORD", "MANTIK_USERNAME"),
+    ],
+)
+def test_half_a_pair_is_refused(read: Read, variables: dict[str, str], there: str, missing: str) -> None:
+    with pytest.raises(UsageRefusal) as caught:
+        read(MLFLOW_TRACKING_TOKEN="t", **variables)
+    assert str(caught.value) == f"{there} is set and {missing} is not: set both to sign in at Mantik, or unset both."
+
+
+@pytest.mark.parametrize("variable", ["MANTIK_USERNAME", "MANTIK_PASSWORD"])
+def test_a_line_break_at_the_end_of_mantik_s_credentials_is_told(read: Read, variable: str) -> None:
+    variables = {"MANTIK_USERNAME": "me", "MANTIK_PASSWORD": SECRET}
+    with pytest.raises(UsageRefusal, match="MANTIK_USERNAME or MANTIK_PASSWORD holds a control") as caught:
+        read("https://tracking.example.org", **variables | {variable: f"{SECRET}\n"})
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "variables", "service"),
+    [
+        ("https://tracking.cloud.mantik.ai/", {}, "https://api.cloud.mantik.ai"),
+        ("https://tracking.test.mantik.ai/mlflow", {}, "https://api.test.mantik.ai"),
+        ("http://TRACKING.example.org:5000", {}, "https://api.example.org"),
+        ("https://api.cloud.mantik.ai/tracking/", {}, "https://api.cloud.mantik.ai"),
+        ("https://tracking.cloud.mantik.ai", {"MANTIK_API_URL": "http://here:8000/v2/"}, "http://here:8000/v2"),
+        ("http://127.0.0.1:5000", {"MANTIK_API_URL": " https://api.example.org\n"}, "https://api.example.org"),
+    ],
+)
+def test_the_token_service_is_the_one_that_is_named_or_the_neighbour_of_the_tracking_server(
+    read: Read, uri: str, variables: dict[str, str], service: str
+) -> None:
+    assert mantik(read, uri, **variables).service.uri == service
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["https://mlflow.example.org", "http://127.0.0.1:5000", "http://localhost", "https://tracking.org", "https://x"],
+)
+def test_a_password_does_not_go_to_a_host_that_was_only_guessed(read: Read, uri: str) -> None:
+    with pytest.raises(UsageRefusal, match=r"does not say where Mantik's token service is: set MANTIK_API_URL, or"):
+        mantik(read, uri)
+
+
+@pytest.mark.parametrize("address", ["api.example.org", "ftp://api", "https://a b", f"https://me:{SECRET}@api"])
+def test_an_impossible_address_of_the_token_service_is_refused(read: Read, address: str) -> None:
+    with pytest.raises(UsageRefusal, match=r"^MANTIK_API_URL: ") as caught:
+        mantik(read, MANTIK_API_URL=address)
+    assert SECRET not in str(caught.value)
+
+
+def test_the_way_to_the_token_service_is_that_to_the_server_without_what_is_only_for_mlflow(read: Read) -> None:
+    service = mantik(
+        read,
+        MLFLOW_WORKSPACE="team-a",
+        MLFLOW_EXPERIMENT_ID="7",
+        MLFLOW_TRACKING_SERVER_CERT_PATH="/ca.pem",
+        MLFLOW_TRACKING_CLIENT_CERT_PATH="/client.pem",
+        HTTPS_PROXY="http://proxy:3128",
+        NO_PROXY="tracking.cloud.mantik.ai",
+    ).service
+    assert service == Target(
+        uri="https://api.cloud.mantik.ai",
+        host="api.cloud.mantik.ai",
+        port=443,
+        tls=True,
+        base_path="",
+        ca_file=Path("/ca.pem"),
+        ca_variable="MLFLOW_TRACKING_SERVER_CERT_PATH",
+        client_certificate=Path("/client.pem"),
+        proxy=Proxy("http", "proxy", 3128),
+    )
+
+
+@pytest.mark.parametrize(
+    ("uri", "variables", "found"),
+    [
+        ("", {}, "https://tracking.cloud.mantik.ai"),
+        ("", {"MLFLOW_TRACKING_URI": "https://tracking.first.org"}, "https://tracking.first.org"),
+        ("https://tracking.given.org", {"MLFLOW_TRACKING_URI": "https://first"}, "https://tracking.given.org"),
+    ],
+)
+def test_who_signs_in_at_mantik_and_names_no_server_means_mantik_s(
+    read: Read, uri: str, variables: dict[str, str], found: str
+) -> None:
+    assert read(uri, MANTIK_USERNAME="me", MANTIK_PASSWORD=SECRET, **variables).uri == found
+
+
+@pytest.mark.parametrize(
+    ("uri", "variables", "named"),
+    [
+        ("", {}, False),
+        (" ", {"MLFLOW_TRACKING_URI": "\n"}, False),
+        ("http://host", {}, True),
+        ("", {"MLFLOW_TRACKING_URL": "http://host"}, True),
+        ("", {"MANTIK_USERNAME": "me", "MANTIK_PASSWORD": SECRET}, True),
+        # Half a pair is refused where the target is read: no server is started for it.
+        ("", {"MANTIK_USERNAME": "me"}, True),
+        ("", {"MANTIK_API_URL": "https://api.example.org"}, False),
+    ],
+)
+def test_a_server_is_named_or_has_to_be_started(uri: str, variables: dict[str, str], named: bool) -> None:
+    assert is_named(uri, variables) is named
+
+
 # Keeping it to itself.
 
 
@@ -267,6 +407,18 @@ def secretive(read: Read) -> Target:
         MLFLOW_TRACKING_PASSWORD=SECRET,
         HTTPS_PROXY=f"http://me:{SECRET}@proxy:3128",
     )
+
+
+def test_mantik_s_sign_in_is_as_secretive(read: Read) -> None:
+    target = read("https://tracking.example.org", MANTIK_USERNAME="me", MANTIK_PASSWORD=SECRET)
+    assert target.mantik is not None
+    target.mantik.token = Token(f"{SECRET}-access", f"{SECRET}-refresh", 1)
+    assert "api.example.org" in repr(target)
+    assert SECRET not in f"{target} {target!r} {target.mantik} {target.token!r}"
+    assert "'me'" not in repr(target)
+    for leave in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="holds secrets and stays in its process"):
+            leave(target.mantik)
 
 
 @pytest.mark.parametrize("written", [repr, str, "{}".format, "{!r}".format, lambda target: [target].__repr__()])

@@ -1,8 +1,22 @@
 """The pictures: each function takes tables and returns a matplotlib figure; nothing touches pyplot or a display."""
 
+from analysis.figures import mantik, matrix, servers
 from analysis.figures.capacity import scaling
 from analysis.figures.generator import health
 from analysis.figures.history import timeline
 from analysis.figures.latency import operations, percentiles
+from analysis.figures.picture import Picture
+from analysis.figures.tax import client_tax
 
-__all__ = ["health", "operations", "percentiles", "scaling", "timeline"]
+__all__ = [
+    "Picture",
+    "client_tax",
+    "health",
+    "mantik",
+    "matrix",
+    "operations",
+    "percentiles",
+    "scaling",
+    "servers",
+    "timeline",
+]

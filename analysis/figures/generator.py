@@ -8,10 +8,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from analysis.figures import style
-from analysis.figures.parts import Steps, draw_spread, medians, new_figure, spread_of, values_of
+from analysis.figures.parts import (
+    Rungs,
+    Steps,
+    draw_spread,
+    medians,
+    new_figure,
+    place_axis,
+    rungs_of,
+    spread_of,
+    values_of,
+)
 from analysis.frame import Frame
 from analysis.percentiles import Values
-from analysis.statistics import by_size
+from analysis.statistics import climb_of
 from analysis.verdict import CPU_SHARE, cpu_share
 
 
@@ -34,7 +44,7 @@ def _draw_lag(axes: Axes, frame: Frame) -> None:
     ranks, p50 = _worst(frame, frame.health["lag_p50_ns"] / 1e9)
     _, p99 = _worst(frame, frame.health["lag_p99_ns"] / 1e9)
     style.seconds_axis(axes.yaxis, [*p50, *p99])
-    _rank_axis(axes, ranks)
+    _count_axis(axes, "rank", ranks)
     _draw_points(axes, ranks, p50, style.PERCENTILES["p50"])
     _draw_points(axes, ranks, p99, style.PERCENTILES["p99"])
     style.label_right(
@@ -49,7 +59,7 @@ def _draw_cpu(axes: Axes, frame: Frame) -> None:
         return
     ranks, shares = _worst(frame, 100 * cpu_share(frame.health))
     axes.set_ylim(0, 1.08 * max(100.0, shares.max()))
-    _rank_axis(axes, ranks)
+    _count_axis(axes, "rank", ranks)
     _draw_points(axes, ranks, shares, style.BLUE)
     axes.axhline(100 * CPU_SHARE, color=style.RED, linestyle="--", linewidth=1.1)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f} %"))
@@ -63,24 +73,31 @@ def _draw_clock(axes: Axes, frame: Frame) -> None:
         style.nothing(axes, "one clock" if len(frame.ranks) else "no rank reported")
         return
     style.seconds_axis(axes.yaxis, list(others["error_ns"] / 1e9))
-    _rank_axis(axes, frame.ranks["rank"])
+    _count_axis(axes, "rank", frame.ranks["rank"])
     _draw_points(axes, others["rank"], others["error_ns"] / 1e9, style.BLUE)
 
 
 def _draw_lateness(axes: Axes, steps: Steps) -> None:
     axes.set_title("Lateness beside service time")
-    sizes = by_size(steps)
+    climbed = climb_of(steps)
+    rungs: Rungs
+    if len(climbed.ladders) == 1:
+        rungs = rungs_of(climbed, climbed.ladders[0], steps)
+    else:
+        rungs = {step.step + 1.0: (step,) for step in steps}
     series = (
-        ("service p50", style.GREY, spread_of(sizes, lambda step: step.service.p50.value)),
-        ("lateness p99", style.PERCENTILES["p99"], spread_of(sizes, lambda step: step.lateness.p99.value)),
-        ("lateness p50", style.PERCENTILES["p50"], spread_of(sizes, lambda step: step.lateness.p50.value)),
+        ("service p50", style.GREY, spread_of(rungs, lambda step: step.service.p50.value)),
+        ("lateness p99", style.PERCENTILES["p99"], spread_of(rungs, lambda step: step.lateness.p99.value)),
+        ("lateness p50", style.PERCENTILES["p50"], spread_of(rungs, lambda step: step.lateness.p50.value)),
     )
     if not any(spread for _, _, spread in series):
         style.nothing(axes, "no request was sent")
         return
     style.seconds_axis(axes.yaxis, [value for _, _, spread in series for value in values_of(spread)])
-    style.size_axis(axes, list(sizes))
-    axes.set_xlabel("runs that start at once")
+    if len(climbed.ladders) == 1:
+        place_axis(axes, climbed)
+    else:
+        _count_axis(axes, "step", np.array([*rungs]))
     labels = []
     for words, colour, spread in series:
         if spread:
@@ -102,10 +119,10 @@ def _draw_points(axes: Axes, ranks: Values, values: Values, colour: str) -> None
     axes.plot(ranks, values, "o", color=colour, markersize=5 if few else 2, rasterized=not few)
 
 
-def _rank_axis(axes: Axes, ranks: Values) -> None:
-    axes.set_xlabel("rank")
-    first, last = int(ranks.min()), int(ranks.max())
-    room = max(0.6, 0.03 * len(ranks))
+def _count_axis(axes: Axes, label: str, numbers: Values) -> None:
+    axes.set_xlabel(label)
+    first, last = int(numbers.min()), int(numbers.max())
+    room = max(0.6, 0.03 * len(numbers))
     axes.set_xlim(first - room, last + room)
     ticks = [tick for tick in MaxNLocator(8, integer=True).tick_values(first, last) if first <= tick <= last]
     axes.xaxis.set_major_locator(FixedLocator(ticks))

@@ -29,7 +29,11 @@ def timeline(line: Timeline) -> Figure:
     for span in line.spans:
         causes.update({name: int(counts.sum()) for name, counts in span.failures.items()})
     panels: list[tuple[float, str, Callable[[Axes], None]]] = [
-        (1.3, "Runs in flight", lambda axes: _draw_in_flight(axes, line.spans, places)),
+        (
+            1.3,
+            "Runs in flight" if not line.users else "Runs in flight (mean)",
+            lambda axes: _draw_in_flight(axes, line.spans, places),
+        ),
         (1.3, "Good answers per second", lambda axes: _draw_answers(axes, line.spans, places)),
     ]
     if causes:
@@ -60,7 +64,7 @@ def timeline(line: Timeline) -> Figure:
     if line.spans:
         _write_times(grid[-1], line.spans, places)
         _name_spans(grid[0], line.spans, places)
-        grid[-1].set_xlabel("time since each step began (numbers at the top: its runs)")
+        grid[-1].set_xlabel(f"time since each step began (at the top: {line.names})")
     else:
         for axes in grid:
             style.nothing(axes, "no step was played")
@@ -152,7 +156,7 @@ def _write_times(axes: Axes, spans: Sequence[Span], places: Sequence[tuple[float
 def _name_spans(axes: Axes, spans: Sequence[Span], places: Sequence[tuple[float, float]]) -> None:
     free = -math.inf
     for span, (low, high) in zip(spans, places, strict=True):
-        words = f"{span.size:,}"
+        words = style.text(span.name)
         centre, half = (low + high) / 2, (len(words) + 1) * 0.0047
         if centre - half > free:
             axes.annotate(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -28,6 +28,7 @@ BLUE, RED, GREEN, ORANGE, SKY, PURPLE, GREY = (
 )
 PERCENTILES = {"p50": "#6db3e3", "p95": "#1f78b4", "p99": "#08306b"}
 CAUSES = (RED, ORANGE, PURPLE, GREEN, SKY, BLUE)
+SERIES = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED)
 
 _RC: Any = {
     "font.family": "DejaVu Sans",
@@ -63,6 +64,11 @@ def context() -> AbstractContextManager[None]:
     return mpl.rc_context(_RC)
 
 
+def use() -> None:
+    """Draw all figures of this program so from now on."""
+    mpl.rcParams.update(_RC)
+
+
 def text(words: object) -> str:
     """Return words as one line that the font can show."""
     return plain("".join(char if ord(char) < 0x250 or char in "…–µ×" else "?" for char in str(words)), 48)  # noqa: RUF001
@@ -75,6 +81,20 @@ def shades(count: int) -> list[str]:
         if count > 1
         else [BLUE] * count
     )
+
+
+class Line(NamedTuple):
+    """Say how one of several series is drawn."""
+
+    colour: str
+    marker: str
+    dashes: Literal["-", "--", ":", "-."]
+
+
+def lines(count: int) -> list[Line]:
+    """Return how to draw some series: no two of 24 look the same, and no two of 7 without colours."""
+    dashes: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
+    return [Line(SERIES[number % 6], "osD^vPX"[number % 7], dashes[number // 6 % 4]) for number in range(count)]
 
 
 def duration(value: float) -> str:
@@ -111,18 +131,18 @@ def seconds_axis(axis: Axis, values: Sequence[float]) -> None:
     log_axis(axis, values, FuncFormatter(lambda value, _: duration(value)))
 
 
-def size_axis(axes: Axes, sizes: Sequence[int], room: float = 0.13) -> None:
+def size_axis(axes: Axes, sizes: Sequence[float], room: float = 0.13, write: Callable[[float], str] = amount) -> None:
     """Make the x axis one of step sizes: logarithmic, with a tick at each size for which there is room."""
     low, high = min(sizes, default=1), max(sizes, default=1)
     margin = (high / low) ** 0.08 if high > low else 2.0
     low_limit, high_limit = low / margin, high * margin
-    ticks: list[int] = []
+    ticks: list[float] = []
     for size in sorted(sizes, reverse=True):
         if not ticks or math.log(ticks[-1] / size) > room * math.log(high_limit / low_limit):
             ticks.append(size)
     set_log(axes.xaxis, low_limit, high_limit)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
 
 
 def set_log(axis: Axis, low: float, high: float) -> None:

@@ -46,17 +46,21 @@ _BY_STATUS = {
 }
 
 
+_LACKING = (b"ENDPOINT_NOT_FOUND", b"FEATURE_DISABLED", b"running without workspaces support")
+
+
 def outcome_of(status: int, body: bytes) -> Outcome:
     """Return the cause that a status and the beginning of a body name.
 
     MLflow answers 400 when its own connection pool is exhausted, 404 with ENDPOINT_NOT_FOUND (or with a page of HTML)
-    for a route that it does not have, and 500 with FEATURE_DISABLED for a workspace header that it does not understand.
+    for a route that it does not have, 500 with FEATURE_DISABLED for a workspace header that it does not understand, and
+    503 in plain words when it is asked for its workspaces and has none.
     """
     if 200 <= status < 300:
         return Outcome.ok
     if b"QueuePool limit" in body:
         return Outcome.pool_exhausted
-    if b"ENDPOINT_NOT_FOUND" in body or b"FEATURE_DISABLED" in body:
+    if any(words in body for words in _LACKING):
         return Outcome.not_supported
     if status == 404 and body.lstrip()[:1] == b"<":
         return Outcome.not_supported

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from json import dumps
 from time import monotonic_ns
 from types import TracebackType
@@ -14,21 +17,23 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from hpcstress.clients.answer import Answer, Failed, said
-from hpcstress.clients.connection import Connection
+from hpcstress.clients.connection import MAX_ANSWER, HeadedConnection
 from hpcstress.clients.dial import Dialer
-from hpcstress.clients.wire import API, connect_outcome
+from hpcstress.clients.requests import API
+from hpcstress.clients.wire import connect_outcome
 from hpcstress.errors import Refusal
 from hpcstress.quantity import ended, mask_password
 from hpcstress.record import Outcome
 from hpcstress.target import Target
 
-# A page of runs with 10,000 parameters each is the largest honest answer; more is not read.
-MAX_ANSWER = 1 << 26
 PAGE = 200
+
+_DATE = re.compile(rb"\r\ndate:[ \t]*([ -~]*?)[ \t]*(?:\r\n|$)", re.IGNORECASE)
 
 
 class _Page(msgspec.Struct):
     runs: list[dict[str, Any]] | None = None
+    experiments: list[dict[str, Any]] | None = None
     next_page_token: str | None = None
 
 
@@ -39,7 +44,12 @@ class Api:
         self.target = dialer.target
         self._dialer = dialer
         self._timeout = timeout
-        self._connection: Connection | None = None
+        self._connection: HeadedConnection | None = None
+
+    def enter(self, workspace: str | None) -> None:
+        """Ask about a workspace from now on, about the one that the environment names with None."""
+        target = self._dialer.target
+        self.target = target if workspace is None else replace(target, workspace=workspace)
 
     async def ask(
         self, method: str, path: str, body: object = None, sink: Callable[[bytes], object] | None = None
@@ -49,8 +59,8 @@ class Api:
             async with asyncio.timeout(self._timeout):
                 connection = self._connection
                 if connection is None or not connection.usable:
-                    _, dialled = await self._dialer.dial(Connection)
-                    assert isinstance(dialled, Connection)
+                    _, dialled = await self._dialer.dial(HeadedConnection)
+                    assert isinstance(dialled, HeadedConnection)
                     connection = self._connection = dialled
                 request = self.target.head(method, path)
                 if body is None:
@@ -64,6 +74,17 @@ class Api:
             # TimeoutError is an OSError, too.
             self.close()
             return Answer(connect_outcome(error), 0, monotonic_ns(), 0, 0, str(error).encode())
+
+    def clock(self) -> float | None:
+        """Return what the server's clock said in the last answer, in seconds since 1970; None if it said nothing."""
+        found = _DATE.search(self._connection.head) if self._connection is not None else None
+        if found is None:
+            return None
+        try:
+            told = datetime.strptime(found[1].decode(), "%a, %d %b %Y %H:%M:%S GMT").replace(tzinfo=UTC)
+        except ValueError:
+            return None
+        return told.timestamp()
 
     async def call(self, method: str, path: str, body: object = None, kind: Any = dict[str, Any]) -> Any:
         """Return the JSON of an answer, an object; raise `Failed` unless there is one with 2xx."""
@@ -83,24 +104,29 @@ class Api:
         """Return the JSON that a POST below the API's path answers."""
         return await self.call("POST", f"{API}/{path}", body)
 
-    async def search_runs(self, experiment_id: str, condition: str) -> AsyncIterator[dict[str, Any]]:
-        """Yield all active runs of an experiment that a filter matches, page by page."""
-        token = ""
-        while True:
-            question = {
-                "experiment_ids": [experiment_id],
-                "filter": condition,
-                "run_view_type": "ACTIVE_ONLY",
-                "max_results": PAGE,
-                **({"page_token": token} if token else {}),
-            }
-            page = await self.call("POST", f"{API}/runs/search", question, _Page)
+    async def search_runs(self, experiment_ids: Sequence[str], condition: str) -> AsyncIterator[dict[str, Any]]:
+        """Yield all active runs of experiments that a filter matches, page by page."""
+        question = {"experiment_ids": [*experiment_ids], "filter": condition, "run_view_type": "ACTIVE_ONLY"}
+        async for page in self._pages("runs/search", question):
             for run in page.runs or ():
                 yield run
+
+    async def search_experiments(self, condition: str, view: str = "ACTIVE_ONLY") -> AsyncIterator[dict[str, Any]]:
+        """Yield all experiments that a filter matches, page by page: the active, the deleted ones, or all."""
+        async for page in self._pages("experiments/search", {"filter": condition, "view_type": view}):
+            for experiment in page.experiments or ():
+                yield experiment
+
+    async def _pages(self, path: str, question: Mapping[str, object]) -> AsyncIterator[_Page]:
+        token = ""
+        while True:
+            asked = {**question, "max_results": PAGE, **({"page_token": token} if token else {})}
+            page = await self.call("POST", f"{API}/{path}", asked, _Page)
+            yield page
             if not page.next_page_token:
                 return
-            if page.next_page_token == token or not page.runs:
-                raise Failed(Answer(Outcome.malformed, 200, monotonic_ns(), 0, 0, b"pages without runs for ever"))
+            if page.next_page_token == token or not (page.runs or page.experiments):
+                raise Failed(Answer(Outcome.malformed, 200, monotonic_ns(), 0, 0, b"pages without anything for ever"))
             token = page.next_page_token
 
     def close(self) -> None:
@@ -118,7 +144,7 @@ class Api:
         self.close()
 
 
-_ADVICE = {
+ADVICE = {
     Outcome.refused: "start it, or correct --uri",
     Outcome.timeout: "is a firewall or proxy between? Try `hpcstress doctor`",
     Outcome.closed: "is that the right port, and http rather than https?",
@@ -128,7 +154,7 @@ _ADVICE = {
     Outcome.malformed: "is that the address of a tracking server?",
 }
 
-_MEANING = {
+MEANING = {
     Outcome.refused: "cannot be reached",
     Outcome.timeout: "does not answer",
     Outcome.closed: "closed the connection without an answer",
@@ -139,10 +165,18 @@ _MEANING = {
 }
 
 
-def refusal(target: Target, answer: Answer, doing: str) -> Refusal:
+def refusal(
+    target: Target,
+    answer: Answer,
+    doing: str,
+    meanings: Mapping[Outcome, str] = MEANING,
+    advices: Mapping[Outcome, str] = ADVICE,
+) -> Refusal:
     """Return the one sentence about a server that refuses before any load was made."""
-    meaning = _MEANING.get(answer.outcome, f"answered {answer.status or answer.outcome.name}")
-    advice = _ADVICE.get(answer.outcome, "look into the server's log")
+    meaning = meanings.get(answer.outcome, f"answered {answer.status or answer.outcome.name}")
+    advice = advices.get(answer.outcome, "look into the server's log")
+    if answer.outcome is Outcome.auth and target.token is not None:
+        advice = "is it Mantik's tracking server? Else unset MANTIK_USERNAME and MANTIK_PASSWORD"
     told = said(target.masked(answer.body))
     # Of what did not come from the server, this machine is the speaker.
     heard = ended(f" It said: {told!r}") if answer.received else f" ({told})"

@@ -20,6 +20,8 @@ from hpcstress.record import Outcome
 # An answer's head that is longer is hostile or broken; a body beyond what is kept is counted, not stored.
 MAX_HEAD = 1 << 16
 KEPT_BODY = 1 << 16
+# A page of runs with 10,000 parameters each is the largest honest answer; of more, no more is kept.
+MAX_ANSWER = 1 << 26
 
 _WRITE_AHEAD = 1 << 20
 _INTERIM = re.compile(rb"HTTP/1\.[01] 1")
@@ -87,11 +89,16 @@ class _Reader:
     def ends_with_connection(self) -> bool:
         """Tell whether the answer is whole if the connection ends here."""
         # A body without length and chunks ends where the connection ends. llhttp knows, httptools does not say.
-        head, found, rest = self.head.partition(b"\r\n\r\n")
-        while found and _INTERIM.match(head):
-            head, found, rest = rest.partition(b"\r\n\r\n")
-        head = head.lower()
-        return bool(found) and b"\r\ncontent-length:" not in head and b"\r\ntransfer-encoding:" not in head
+        head = _final(self.head).lower()
+        return bool(head) and b"\r\ncontent-length:" not in head and b"\r\ntransfer-encoding:" not in head
+
+
+def _final(packets: bytes) -> bytes:
+    """Return the head of the answer that packets begin with, past all interim ones; nothing unless it is whole."""
+    head, found, rest = packets.partition(b"\r\n\r\n")
+    while found and _INTERIM.match(head):
+        head, found, rest = rest.partition(b"\r\n\r\n")
+    return head if found else b""
 
 
 # Most answers come in one piece, and while a connection waits, it needs no parser: one serves all of a rank's.
@@ -185,7 +192,12 @@ class Connection(asyncio.Protocol):
             return
         reader = self._reader
         if reader is None:
-            reader = self._reader = _free.pop() if _free else _Reader()
+            try:
+                # Not looked at first: a rank renews its token in another thread.
+                reader = _free.pop()
+            except IndexError:
+                reader = _Reader()
+            self._reader = reader
         sound = True
         try:
             reader.parser.feed_data(data)
@@ -254,3 +266,17 @@ class Connection(asyncio.Protocol):
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(Answer(outcome, 0, monotonic_ns(), self._sent, received, body))
+
+
+class HeadedConnection(Connection):
+    """Keep the head of the last answer, too: for connections that carry no load."""
+
+    __slots__ = ("head",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = b""
+
+    def _finish(self, reader: _Reader, packet: bytes, sound: bool) -> None:
+        self.head = _final(reader.head if reader.length else reader.head + packet)
+        super()._finish(reader, packet, sound)

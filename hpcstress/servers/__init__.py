@@ -15,7 +15,7 @@ from hpcstress.servers.server import Recipe, Server
 
 __all__ = ["NAMES", "Server", "start"]
 
-_RECIPES: dict[str, Callable[[int], Recipe]] = {"mlflow": mlflow.recipe}
+_RECIPES: dict[str, Callable[..., Recipe]] = {"mlflow": mlflow.recipe}
 NAMES: tuple[str, ...] = tuple(_RECIPES)
 
 _PATIENCE = 180.0
@@ -29,17 +29,18 @@ def start(
     check: Callable[[], object] = lambda: None,
     *,
     workers: int = 4,
+    workspaces: bool = False,
     keep: bool = False,
 ) -> Server:
     """Start a server and return it when it is ready.
 
     `folder` has to be new or empty, because it is removed in the end unless it is to be kept; without one, a new folder
-    for temporary files is taken. `check` is called while it is waited
-    for, and may refuse. Refuse an unknown name, a server that is not installed, one that does not get ready.
+    for temporary files is taken. With `workspaces` the server has some, where it can. `check` is called while it is
+    waited for, and may refuse. Refuse an unknown name, a server that is not installed, one that does not get ready.
     """
     if name not in _RECIPES:
         raise UsageRefusal(f"There is no server {name!r} that hpcstress can start. {nearest(name, NAMES)}")
-    recipe = _RECIPES[name](workers)
+    recipe = _RECIPES[name](workers, workspaces=True) if workspaces else _RECIPES[name](workers)
     place = _private(name, folder)
     try:
         server = Server(name, recipe, place, keep)

@@ -44,7 +44,7 @@ def _installed() -> str:
     return found
 
 
-def recipe(workers: int) -> Recipe:
+def recipe(workers: int, *, workspaces: bool = False) -> Recipe:
     """Return how to start MLflow on a free port, with a new password; refuse if it is not installed."""
     installed = _installed()
     port = free_port()
@@ -70,6 +70,7 @@ def recipe(workers: int) -> Recipe:
             *(sys.executable, "-P", "-m", "mlflow", "server", "--app-name", "basic-auth"),
             *("--host", "127.0.0.1", "--port", str(port), "--workers", str(workers)),
             *("--backend-store-uri", "sqlite:///mlflow.db", "--artifacts-destination", "artifacts"),
+            *(["--enable-workspaces"] if workspaces else []),
         ),
         uri=uri,
         facts={
@@ -81,6 +82,7 @@ def recipe(workers: int) -> Recipe:
                 "database": "sqlite",
                 "sign-in": "basic-auth",
                 "auth_cache_ttl_seconds": _CACHE_SECONDS,
+                **({"workspaces": True} if workspaces else {}),
                 **settings,
             },
         },

@@ -92,7 +92,7 @@ def steps_of(attempts: np.ndarray, sizes: Sequence[int], repeats: Sequence[int] 
                 "last_done": last_done,
                 "attempts": len(mine),
                 "failed": np.count_nonzero(~good),
-                "runs_finished": size - len(np.unique(mine["run"][~good])),
+                "runs_finished": max(0, size - len(np.unique(mine["run"][~good]))),
             }
         )
         began += last_done / SECOND + 1

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from analysis.frame import Frame, read
 from analysis.statistics import measure
 from analysis.timeline import Span, Timeline, timeline
 from hpcstress.record import Operation, Outcome
+from tests.analysis import scripts
 from tests.analysis.results import Fault, Outage, rows, story, usual, write
 
 EVERY_CAUSE = [
@@ -38,14 +40,25 @@ RESULTS: dict[str, Callable[[Path], Path]] = {
     "no success": lambda path: story(path, faults=LOCKED, server=False),
     "far objective": lambda path: story(path, objective=3600.0),
     "empty": lambda path: write(path, rows([]), {}),
+    "users": lambda path: users(path, sizes=(4, 8), repeats=2),
+    "one user": lambda path: users(path, sizes=(1,)),
+    "users at a rate": lambda path: users(path, sizes=(4, 8), rate=20.0),
+    "one size, a sweep of numbers": lambda path: users(path, sizes=(4,), sweep="params=10,100,1000"),
+    "two sizes, a sweep": lambda path: users(path, sizes=(4, 8), sweep="params=10,100 metrics=1,2,3"),
+    "a sweep of words": lambda path: users(path, sizes=(4,), sweep="method=log_param,log_params,log_batch"),
+    "tenants and users": lambda path: scripts.job(path, scripts.tenants, **scripts.MATRIX),
 }
+
+
+def users(path: Path, **told: Any) -> Path:
+    return scripts.job(path, scripts.batches, users=True, duration=0.5, workload="log-batch", **told)
 
 
 def drawn(frame: Frame) -> Iterator[tuple[str, Figure]]:
     statistics = measure(frame)
     yield "scaling", figures.scaling(statistics.steps, frame.objective)
-    yield "operations", figures.operations(statistics.operations)
-    yield "percentiles", figures.percentiles(statistics.requests, frame.objective)
+    yield "operations", figures.operations(statistics)
+    yield "percentiles", figures.percentiles(statistics, frame.objective)
     yield "timeline", figures.timeline(timeline(frame))
     yield "health", figures.health(frame, statistics.steps)
 
@@ -74,10 +87,12 @@ def test_no_text_covers_another(name: str, tmp_path: Path) -> None:
 
 def test_forty_steps_of_ten_thousand_runs_are_named_where_there_is_room() -> None:
     counts = np.array([10_000, 1])
-    spans = tuple(Span(10_000, repeat, 9.0 * repeat, 9.0 * repeat + 8, 4.0, counts, counts, {}) for repeat in range(40))
+    spans = tuple(
+        Span("10,000", repeat, 9.0 * repeat, 9.0 * repeat + 8, 4.0, counts, counts, {}) for repeat in range(40)
+    )
 
     with style.context():
-        figure = figures.timeline(Timeline(spans, ()))
+        figure = figures.timeline(Timeline(spans, "runs", users=False, server=()))
 
         assert overlapping(figure) == []
     assert 10 < texts(figure).count("10,000") < 40
@@ -105,6 +120,27 @@ def test_the_objective_is_a_line_where_it_is_near_and_a_note_where_it_is_far(tmp
     assert "objective of p99: 3600 s" in texts(figures.scaling(steps, 3600.0))
 
 
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [({}, True), ({"rate": 20.0}, False), ({"sizes": (4,), "sweep": "params=1,10"}, False)],
+)
+def test_only_more_runs_or_users_are_expected_to_do_more(tmp_path: Path, told: dict[str, Any], words: bool) -> None:
+    steps = measure(read(users(tmp_path / "r.h5", **{"sizes": (4, 8), **told}))).steps
+
+    assert ("ideal" in texts(figures.scaling(steps, 1.0))) is words
+
+
+def test_of_very_many_curves_some_are_drawn(tmp_path: Path) -> None:
+    statistics = measure(read(users(tmp_path / "r.h5", sizes=tuple(range(1, 14)))))
+
+    figure = figures.percentiles(statistics, 1.0)
+
+    assert "10 of 13 sizes are shown" in texts(figure)
+    named = {int(words.split()[0]) for words in texts(figure) if words.endswith((" user", " users"))}
+    assert len(named) == 10
+    assert {1, 13} < named
+
+
 def test_repeats_show_as_points_and_as_a_band(tmp_path: Path) -> None:
     steps = measure(read(story(tmp_path / "r.h5", runs=(10, 30), repeats=3))).steps
 
@@ -129,7 +165,7 @@ def test_failures_are_stacked_to_their_share_of_all_attempts(usual_result: Path)
 def test_a_percentile_of_too_few_requests_is_drawn_hollow(usual_result: Path) -> None:
     statistics = measure(read(usual_result))
 
-    figure = figures.operations(statistics.operations)
+    figure = figures.operations(statistics)
 
     assert "n too small: a lower bound" in texts(figure)
     hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
@@ -144,7 +180,7 @@ def test_a_percentile_of_too_few_requests_is_drawn_hollow(usual_result: Path) ->
 def test_a_curve_ends_at_the_slowest_request(usual_result: Path) -> None:
     statistics = measure(read(usual_result))
 
-    axes = figures.percentiles(statistics.requests, 1.0).axes[0]
+    axes = figures.percentiles(statistics, 1.0).axes[0]
 
     ends = [float(line.get_ydata()[-1]) for line in axes.lines if len(line.get_xdata()) == 300]
-    assert ends == [sample.values[-1] / 1e9 for sample in statistics.requests.values()]
+    assert ends == [statistics.requests(rung).values[-1] / 1e9 for rung in statistics.climb.rungs]

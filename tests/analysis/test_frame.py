@@ -97,6 +97,39 @@ def test_a_plan_with_options_of_another_version_is_read(tmp_path: Path) -> None:
     assert frame.plan["repeats"] == Plan().repeats
 
 
+def test_a_whole_operation_of_a_client_that_hides_its_attempts_is_no_attempt(tmp_path: Path) -> None:
+    attempts = rows([{"attempt": 0, "end": 9}, {"attempt": 1, "end": 1}, {"attempt": 2, "end": 2}, {"attempt": 0}])
+    path = write(tmp_path / "r.h5", attempts, {"steps": steps_of(attempts, [1])})
+
+    frame = read(path)
+
+    assert frame.length == 2
+    assert frame.attempts["end"].tolist() == [1, 2]
+    assert frame.widened("attempt").attempts["attempt"].tolist() == [1, 2]
+    assert dataframe(path, ["end"])["end"].tolist() == [1, 2]
+    assert sum(len(piece["end"]) for piece in pieces(path)) == 4
+
+
+def test_an_option_has_the_value_that_a_variation_gives_it(tmp_path: Path) -> None:
+    plan = Plan(users=(5,), think_time=2.0, sweep="artifact_size=1MB,2MB rate=5", duration=3.0).to_toml()
+    frame = read(write(tmp_path / "r.h5", rows([]), {}, plan=plan + 'flavour = "sweet"\n'))
+
+    assert frame.users
+    assert frame.option("artifact_size") == 10_000
+    assert frame.option("artifact_size", "artifact_size=2MB rate=5") == 2_000_000
+    assert frame.option("rate", "artifact_size=2MB rate=5") == 5.0
+    assert frame.option("flavour", "rate=5") == "sweet"
+    assert frame.option("colour") is None
+
+
+def test_a_step_of_a_sweep_that_the_table_does_not_list_has_its_variation(tmp_path: Path) -> None:
+    plan = Plan(users=(4, 8), sweep="params=10,100", repeats=2).to_toml()
+
+    (row,) = read(write(tmp_path / "r.h5", rows([{"step": 6}]), {}, plan=plan)).steps
+
+    assert (row["size"], row["repeat"], row["variation"]) == (4, 1, b"params=100")
+
+
 def test_names_belong_to_their_codes() -> None:
     assert OPERATIONS[Operation.log_params] == "log_params"
     assert OUTCOMES[Outcome.pool_exhausted] == "pool_exhausted"

@@ -13,6 +13,7 @@ from analysis.frame import read
 from analysis.report import write_report
 from analysis.statistics import measure
 from hpcstress.errors import Refusal, UsageRefusal
+from tests.analysis import scripts
 from tests.analysis.conftest import Told
 from tests.analysis.results import rows, usual, write
 
@@ -74,7 +75,8 @@ def test_the_report_lies_beside_the_result(page: Path, usual_result: Path) -> No
 
 def test_pictures_and_tables_lie_beside_the_page(page: Path) -> None:
     pictures = {path.name for path in page.parent.glob("*.png")}
-    assert pictures == {"scaling.png", "operations.png", "percentiles.png", "timeline.png", "health.png"}
+    own = {"scaling.png", "operations.png", "percentiles.png", "timeline.png", "health.png"}
+    assert pictures == {*own, "results-parallel-runs.png"}
     for name in pictures:
         height, width, _ = matplotlib.image.imread(page.parent / name).shape
         assert width > height / 2 > 200
@@ -154,7 +156,7 @@ def test_what_others_said_is_text_and_never_markup(both: Path) -> None:
     # In a note, two values and a name of facts, twice in the plan; and once as far as a host's name goes.
     assert page.text.count(HOSTILE) == 6
     assert page.text.count("<script>") == 7
-    assert page.tags.count("img") == 10
+    assert page.tags.count("img") == 11
     assert page.tags.count("style") == 1
 
 
@@ -163,7 +165,7 @@ def test_several_results_have_a_section_each_and_a_table_above(both: Path) -> No
 
     assert page.tags.count("section") == 2
     assert [load for load in page.loads if load.startswith("#")] == ["#result-1", "#result-2"]
-    assert {path.name for path in both.parent.iterdir()} == {"report.html", "1", "2"}
+    assert {path.name for path in both.parent.iterdir()} == {"report.html", "1", "2", "results-parallel-runs.png"}
     assert (both.parent / "2" / "scaling.png").is_file()
 
 
@@ -174,6 +176,54 @@ def test_options_that_differ_from_their_default_stand_first(both: Path) -> None:
     assert changed.strip().startswith("--runs 7 10,30,100 ")
     assert f"--uri {HOSTILE} " in changed
     assert "--seed" not in changed
+
+
+def test_an_open_model_says_what_was_late_and_dropped_and_of_users_how_many_runs_they_began(tmp_path: Path) -> None:
+    told = {"sizes": (4,), "users": True, "duration": 0.5, "rate": 20.0, "sweep": "params=10,100"}
+    page = Page(write_report([scripts.job(tmp_path / "r.h5", scripts.batches, workload="log-batch", **told)]))
+
+    heads = page.text.partition("Steps")[2].split()[:12]
+    assert (
+        heads
+        == [
+            "Users",
+            "Params",
+            "Repeat",
+            "Runs",
+            "Finished",
+            "Failed",
+            "Iterations",
+            "Done",
+            "after",
+            "Per",
+            "second",
+            "Requests",
+        ][:12]
+    )
+    assert "Throughput is that of the time given to the users" in page.text
+    assert "dropped are those for which no user was free" in page.text
+
+
+def test_runs_that_begin_at_once_have_no_columns_of_users(page: Path) -> None:
+    text = page.read_text("utf-8")
+
+    assert '<th rowspan="2">Runs</th>' in text
+    assert text.count(">Runs<") == 2
+    assert "dropped" not in text
+
+
+def test_published_pictures_stand_in_the_section_of_one_result_and_before_those_of_several(
+    page: Path, tmp_path: Path
+) -> None:
+    one = page.read_text("utf-8")
+    assert one.index("How far the tail reaches") < one.index("mantik&#39;s figures") < one.index("What happened when")
+
+    results = [
+        scripts.job(tmp_path / f"{n}.h5", scripts.logging(n), sizes=(2,), workload="logging") for n in (1.0, 2.0)
+    ]
+    several = write_report(results, tmp_path / "out").read_text("utf-8")
+    assert several.index("FastTrackML&#39;s panel") < several.index('id="result-1"')
+    assert (tmp_path / "out" / "performanceReport.png").is_file()
 
 
 def test_an_empty_result_is_said_to_be_empty(both: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.statistics import Statistics, StepStatistics, by_size, measure
+from analysis.statistics import Statistics, StepStatistics, by_rung, measure
+from hpcstress.plan import Rung
 from hpcstress.record import Operation, Outcome
 from tests.analysis.results import MS, SECOND, frame_of, rows, steps_of
 
@@ -56,8 +57,8 @@ def test_it_does_not_matter_which_rank_wrote_what_and_in_which_order(attempts: l
     # nan is not equal to itself, but reads the same.
     assert repr(merged.steps) == repr(whole.steps)
     assert repr(merged.operations) == repr(whole.operations)
-    assert {size: sample.values.tolist() for size, sample in merged.requests.items()} == {
-        size: sample.values.tolist() for size, sample in whole.requests.items()
+    assert {key: sample.values.tolist() for key, sample in merged.samples.items()} == {
+        key: sample.values.tolist() for key, sample in whole.samples.items()
     }
 
 
@@ -202,7 +203,7 @@ def test_operations_of_all_repeats_of_a_size_stand_together() -> None:
     assert (first.size, first.operation, first.attempts, first.failed) == (3, "create_run", 2, 1)
     assert first.service.largest == 0.003
     assert [row.size for row in statistics.operations] == [3, 6]
-    assert len(statistics.requests[3]) == 2
+    assert len(statistics.requests(Rung(3, ""))) == 2
 
 
 def test_what_only_a_newer_hpcstress_knows_is_shown_as_a_number() -> None:
@@ -242,4 +243,5 @@ def test_steps_of_a_size_are_found_in_the_order_of_their_repeats() -> None:
         for number, (size, repeat) in enumerate(zip(SIZES, REPEATS, strict=True))
     )
 
-    assert {size: [step.step for step in found] for size, found in by_size(steps).items()} == {3: [0, 2], 6: [1]}
+    rungs = by_rung(steps, [Rung(3, ""), Rung(6, "")])
+    assert {rung.size: [step.step for step in found] for rung, found in rungs.items()} == {3: [0, 2], 6: [1]}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from analysis.summary import summary
+from tests.analysis import scripts
 from tests.analysis.results import rows, story, write
 
 
@@ -26,6 +27,17 @@ def test_the_summary_is_the_verdict_the_answer_the_audit_the_notes_and_a_small_t
 
 def test_where_nothing_was_repeated_nothing_is_said_of_repeats(tmp_path: Path) -> None:
     assert summary(story(tmp_path / "r.h5", runs=(2, 3), repeats=1)).splitlines()[-1].split()[0] == "3"
+
+
+def test_of_a_sweep_and_an_open_model_the_table_has_the_columns(tmp_path: Path) -> None:
+    told = {"sizes": (4,), "users": True, "duration": 0.3, "rate": 20.0, "sweep": "params=10,100"}
+    *_, head, first, second = summary(
+        scripts.job(tmp_path / "r.h5", scripts.batches, workload="log-batch", **told)
+    ).splitlines()
+
+    columns = ["users", "params", "repeats", "duration", "answers/s", "p50", "p99", "late", "dropped", "failed"]
+    assert head.split() == columns
+    assert [line.split()[:3] for line in (first, second)] == [["4", "10", "1"], ["4", "100", "1"]]
 
 
 def test_what_servers_said_does_not_reach_the_terminal_as_commands(tmp_path: Path) -> None:

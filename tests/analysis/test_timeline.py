@@ -67,8 +67,8 @@ def test_steps_stand_where_they_began() -> None:
 
     first, second = timeline(frame_of(made, steps)).spans
 
-    assert (first.size, first.begin, first.end) == (3, 0.0, 2.0)
-    assert (second.size, second.begin, second.end) == (5, 3.0, 4.0)
+    assert (first.name, first.begin, first.end) == ("3", 0.0, 2.0)
+    assert (second.name, second.begin, second.end) == ("5", 3.0, 4.0)
 
 
 def test_a_step_of_which_the_beginning_is_not_known_is_left_out() -> None:
@@ -78,7 +78,7 @@ def test_a_step_of_which_the_beginning_is_not_known_is_left_out() -> None:
 
     line = timeline(frame_of(made, steps))
 
-    assert [span.size for span in line.spans] == [5]
+    assert [span.name for span in line.spans] == ["5"]
     assert line.spans[0].begin == 0.0
 
 
@@ -115,4 +115,4 @@ def test_of_an_empty_result_nothing_is_drawn() -> None:
 def test_a_step_without_attempts_is_left_out() -> None:
     made = rows([{"step": 1, "end": 5 * MS}])
 
-    assert [span.size for span in timeline(frame_of(made, steps_of(made, [3, 5]))).spans] == [5]
+    assert [span.name for span in timeline(frame_of(made, steps_of(made, [3, 5]))).spans] == ["5"]

@@ -34,6 +34,7 @@ from hpcstress.record import Outcome
         (502, b"", Outcome.gateway),
         (503, b"", Outcome.gateway),
         (504, b"", Outcome.gateway),
+        (503, b"... disabled because the server is running without workspaces support ...", Outcome.not_supported),
         (599, b"", Outcome.server_error),
     ],
 )

@@ -14,7 +14,7 @@ from hpcstress.clients.answer import Answer, Failed
 from hpcstress.clients.api import MAX_ANSWER, PAGE, Api, refusal
 from hpcstress.clients.dial import Dialer
 from hpcstress.record import Outcome
-from hpcstress.target import from_environment
+from hpcstress.target import Token, from_environment
 from tests.peers import Answer as Reply
 from tests.peers import Peer, Request, Streams, http_server, listening, reply, server_tls
 
@@ -51,6 +51,17 @@ def failed(answer: Reply, ask: Callable[[Api], Awaitable[Any]], *, timeout: floa
 
 
 # Questions.
+
+
+def test_what_is_asked_in_a_workspace_names_it_and_nothing_after_it_is_left() -> None:
+    async def ask(api: Api) -> None:
+        for workspace in (None, "tenant-1", "tenant-2", None):
+            api.enter(workspace)
+            await api.get("experiments/get")
+
+    _, server = told(reply(b"{}"), ask)
+    named = [request.headers.get("x-mlflow-workspace") for request in server.requests]
+    assert named == [None, "tenant-1", "tenant-2", None]
 
 
 def test_questions_follow_each_other_on_one_connection() -> None:
@@ -203,6 +214,40 @@ def test_a_server_that_is_not_there_refuses_and_an_unknown_authority_is_tls() ->
     assert asyncio.run(scene()) == [Outcome.tls, Outcome.refused]
 
 
+# What time the server has.
+
+
+async def time_of(api: Api) -> float | None:
+    await api.ask("GET", "/version")
+    return api.clock()
+
+
+@pytest.mark.parametrize("name", ["Date", "date", "DATE"])
+def test_a_server_tells_its_time_with_every_answer(name: str, far_east: None) -> None:
+    # The example of RFC 9110.
+    answer = f"HTTP/1.1 200 OK\r\n{name}:  Sun, 06 Nov 1994 08:49:37 GMT \r\nContent-Length: 2\r\n\r\n{{}}".encode()
+    assert told(answer, time_of)[0] == told(answer.replace(b" \r\nC", b"\r\nC"), time_of)[0] == 784_111_777
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        reply(),
+        reply(date=""),
+        reply(date="soon"),
+        reply(date="Sun, 06 Nov 1994 08:49:37 +0100"),
+        reply(date="Sun, 36 Nov 1994 08:49:37 GMT"),
+        reply(date="Sun, 06 Nov 1994 08:49:37 GMT\x00"),
+        reply(last_modified="Sun, 06 Nov 1994 08:49:37 GMT"),
+        reply(b"\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n"),
+        b"nonsense\r\n\r\n",
+        b"",
+    ],
+)
+def test_a_server_that_does_not_tell_its_time_has_none(answer: bytes) -> None:
+    assert told(answer, time_of)[0] is None
+
+
 # Pages of runs.
 
 
@@ -282,6 +327,18 @@ def test_every_cause_is_told_with_the_server_the_occasion_and_what_to_do(outcome
     assert words.startswith("The server https://mlflow.example/base ")
     assert "(signing in): " in words
     assert re.fullmatch(r"[^.?].*[^.?][.?]", words)
+
+
+def test_a_token_of_mantik_s_that_is_not_accepted_is_told_from_a_wrong_password() -> None:
+    variables = {"MANTIK_USERNAME": "me", "MANTIK_PASSWORD": "S3cr3t", "MANTIK_API_URL": "https://api.example"}
+    target = from_environment("https://mlflow.example", HOME | variables)
+    assert target.mantik is not None
+    target.mantik.token = Token("access", "refresh", 3600)
+    words = str(refusal(target, Answer(Outcome.auth, 401, 0, 0, 0, b""), "signing in"))
+    assert words == (
+        "The server https://mlflow.example refused the sign-in (signing in): "
+        "is it Mantik's tracking server? Else unset MANTIK_USERNAME and MANTIK_PASSWORD."
+    )
 
 
 def test_what_the_server_said_is_quoted_in_one_printable_line() -> None:

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcstress.clients.answer import Answer
-from hpcstress.clients.connection import KEPT_BODY, MAX_HEAD, Connection
+from hpcstress.clients.connection import KEPT_BODY, MAX_HEAD, Connection, HeadedConnection
 from hpcstress.record import Outcome
 from tests.peers import Peer, Streams, listening, server_tls
 
@@ -239,6 +239,41 @@ def test_an_interim_answer_is_not_the_answer(cut: int) -> None:
     answer = answers(whole[:cut], whole[cut:])
 
     assert (answer.outcome, answer.status, answer.received) == (Outcome.ok, 200, len(whole))
+
+
+@settings(max_examples=30)
+@given(interim=st.sampled_from([b"", INTERIM]), cuts=st.lists(st.integers(0, len(INTERIM) + len(OK)), max_size=4))
+def test_the_head_of_the_last_answer_can_be_looked_at(interim: bytes, cuts: list[int]) -> None:
+    async def test() -> None:
+        connection = HeadedConnection()
+        connection.connection_made(Unplugged())
+        for answer in (interim + OK, OK.replace(b"200 OK", b"404 No")):
+            waiter = connection.exchange(REQUEST, LATER)
+            for start, end in pairwise([0, *sorted(cut % len(answer) for cut in cuts), len(answer)]):
+                if start < end:
+                    connection.data_received(answer[start:end])
+            await waiter
+            assert connection.head == answer.removeprefix(interim).partition(b"\r\n\r\n")[0]
+
+    asyncio.run(test())
+
+
+def test_another_thread_may_take_the_last_free_parser_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Emptied(list[Any]):
+        """Have something until one wants to take it."""
+
+        def __bool__(self) -> bool:
+            return True
+
+    monkeypatch.setattr("hpcstress.clients.connection._free", Emptied())
+
+    async def test() -> None:
+        connection = unplugged()
+        waiter = connection.exchange(REQUEST, LATER)
+        connection.data_received(OK)
+        assert (await waiter).outcome is Outcome.ok
+
+    asyncio.run(test())
 
 
 def test_after_connection_close_the_connection_is_not_used_again() -> None:

@@ -16,13 +16,12 @@ from typing import Any
 import pytest
 import trustme
 import uvloop
-from hypothesis import given
-from hypothesis import strategies as st
 
-from hpcstress.clients.wire import WireClient, artifact_path, connect_outcome, log_metrics_body, log_params_body
+from hpcstress.clients.wire import WireClient, connect_outcome
 from hpcstress.content import Artifact, Metric
 from hpcstress.errors import Refusal
 from hpcstress.record import Operation, Outcome
+from hpcstress.target import Token
 from tests.clients.wiring import RUN_ID, created, wired
 from tests.peers import Peer, Request, Streams, http_server, listening, reply, server_tls
 
@@ -231,24 +230,6 @@ def test_a_server_that_leaves_artifacts_to_its_clients_is_not_supported(tmp_path
     asyncio.run(test())
 
 
-@pytest.mark.parametrize(
-    ("uri", "path"),
-    [
-        (f"mlflow-artifacts:/7/{RUN_ID}/artifacts", f"/api/2.0/mlflow-artifacts/artifacts/7/{RUN_ID}/artifacts"),
-        (
-            "mlflow-artifacts:/workspaces/a b/7/x/artifacts/",
-            "/api/2.0/mlflow-artifacts/artifacts/workspaces/a%20b/7/x/artifacts",
-        ),
-        ("mlflow-artifacts://host:5000/7/x", "/api/2.0/mlflow-artifacts/artifacts/7/x"),
-        ("s3://bucket/7", None),
-        ("/shared/7", None),
-        ("file:///shared/7", None),
-    ],
-)
-def test_where_artifacts_go_follows_from_the_uri_of_the_run(uri: str, path: str | None) -> None:
-    assert artifact_path(uri) == path
-
-
 def test_the_sign_in_and_the_workspace_go_with_every_request_and_the_base_path_before_it(tmp_path: Path) -> None:
     environment = {"MLFLOW_TRACKING_TOKEN": "secret", "MLFLOW_WORKSPACE": "team-a"}
 
@@ -260,6 +241,49 @@ def test_the_sign_in_and_the_workspace_go_with_every_request_and_the_base_path_b
             assert {request.headers["authorization"] for request in server.requests} == {"Bearer secret"}
             assert {request.headers["x-mlflow-workspace"] for request in server.requests} == {"team-a"}
             assert {request.target.split("/")[1] for request in server.requests} == {"mlflow"}
+
+    asyncio.run(test())
+
+
+def test_requests_after_a_renewal_bear_the_new_token(tmp_path: Path) -> None:
+    async def play(client: WireClient) -> None:
+        wire = client._wire
+        mantik = wire.dialer.target.mantik
+        assert mantik is not None
+        for token in ("first", "second"):
+            mantik.token = Token(token, "refresh", 3600)
+            wire.expire()
+            await log_everything(client)
+
+    async def test() -> None:
+        async with http_server(mlflow) as server:
+            mantik = {"MANTIK_USERNAME": "me", "MANTIK_PASSWORD": "pw", "MANTIK_API_URL": "http://127.0.0.1:1"}
+            _, failure = await wired(server.uri, tmp_path, play, environment=mantik)
+
+            assert failure is None
+            shown = [request.headers["authorization"] for request in server.requests]
+            assert shown == sorted(shown)
+            for token in ("first", "second"):
+                bearers = [request for request in server.requests if request.headers["authorization"].endswith(token)]
+                assert {request.method for request in bearers} == {"POST", "GET", "PUT"}
+                asked = {request.target.partition("?")[0].rpartition("/")[2] for request in bearers}
+                assert asked >= {"create", "log-batch", "update", "get"}
+
+    asyncio.run(test())
+
+
+def test_the_beginnings_of_requests_are_made_once_as_long_as_nothing_is_renewed(tmp_path: Path) -> None:
+    async def play(client: WireClient) -> None:
+        wire, heads = client._wire, client._heads
+        before = (heads.create, heads.log_batch, heads.update, heads.get)
+        wire.expire()
+        after = (heads.create, heads.log_batch, heads.update, heads.get)
+        assert all(a is b for a, b in zip(before, after, strict=True))
+
+    async def test() -> None:
+        async with http_server(mlflow) as server:
+            _, failure = await wired(server.uri, tmp_path, play, environment={"MLFLOW_TRACKING_TOKEN": "secret"})
+            assert failure is None
 
     asyncio.run(test())
 
@@ -469,24 +493,6 @@ def test_an_upload_that_is_cancelled_is_recorded_as_interrupted(tmp_path: Path) 
 
     uploading = asyncio.Event()
     asyncio.run(test())
-
-
-# Bodies.
-
-TEXT = st.text(st.characters(exclude_categories=["Cs"]))
-
-
-@given(st.lists(st.tuples(TEXT, TEXT), max_size=5))
-def test_parameters_are_written_as_json_writes_them(params: list[tuple[str, str]]) -> None:
-    expected = {"run_id": RUN_ID, "params": [{"key": key, "value": value} for key, value in params]}
-    assert log_params_body(RUN_ID, params) == json.dumps(expected)
-
-
-@given(st.lists(st.tuples(TEXT, st.floats(0, 1), st.integers(0), st.integers(0)), max_size=5))
-def test_metrics_are_written_as_json_writes_them(told: list[tuple[str, float, int, int]]) -> None:
-    metrics = [Metric(*metric) for metric in told]
-    expected = {"run_id": RUN_ID, "metrics": [metric._asdict() for metric in metrics]}
-    assert log_metrics_body(RUN_ID, metrics) == json.dumps(expected)
 
 
 # Connections that were not made.

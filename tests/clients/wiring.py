@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from hpcstress.clients import Place
 from hpcstress.clients.answer import Failed
 from hpcstress.clients.dial import Dialer
+from hpcstress.clients.retries import Policy
 from hpcstress.clients.wire import Wire, WireClient
 from hpcstress.journal import Journal
 from hpcstress.record import RECORD
@@ -31,6 +33,7 @@ async def wired(
     *,
     timeout: float = 5.0,
     environment: dict[str, str] | None = None,
+    policy: Policy | None = None,
 ) -> tuple[np.ndarray[Any, np.dtype[Any]], Failed | None]:
     """Play one run on one connection; return its rows, and how it failed if it did."""
     target = from_environment(uri, {"HOME": str(folder), **(environment or {})})
@@ -38,7 +41,7 @@ async def wired(
     await dialer.resolve()
     failure = None
     with Journal(folder / "rows", 0, {}) as journal:
-        wire = Wire(dialer, journal, "7", timeout)
+        wire = Wire(dialer, journal, Place("7"), timeout, policy)
         journal.begin(0, monotonic_ns())
         client = wire.client(3, monotonic_ns())
         try:

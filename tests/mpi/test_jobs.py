@@ -18,7 +18,8 @@ from hpcstress.journal import JournalFile
 from hpcstress.plan import Plan
 from hpcstress.record import Operation, Outcome
 from hpcstress.result import Result
-from tests.fake_mlflow import Faults, serving
+from tests.fake_mantik import PASSWORD, USERNAME, FakeMantik
+from tests.fake_mlflow import Faults, served, serving
 from tests.jobs import REQUESTS, SMALL, requests
 from tests.mpi.launch import MPIEXEC, ROOT, launched, launched_as, until
 
@@ -139,6 +140,47 @@ def test_a_wrong_password_is_tried_once_by_all_ranks_together_and_told_once(tmp_
             assert (code, told) == (1, "")
             assert complaint.count("refused the sign-in") == complaint.count("\n") == 1
             assert len(server.requests) == 1
+
+
+def test_at_mantik_rank_0_signs_in_for_all_and_every_rank_renews_its_own_token(tmp_path: Path) -> None:
+    # Six slow answers, one after the other, and then the audit: longer than a token lives.
+    with served(FakeMantik(4.0, dated=False, faults=Faults(delay=1.0, at="/runs/"))) as server:
+        with launched(3, *words(tmp_path / "job", SMALL), cwd=tmp_path, **server.environment) as job:
+            assert job.end() == (0, "", "")
+        assert len(server.sign_ins) == 1
+        assert len(server.renewals) >= 3
+        assert server.refused_sign_ins == 0
+        server.faults.delay = 0
+        for number, command in enumerate((["doctor"], ["audit", str(tmp_path / "job" / "result.h5")]), 2):
+            with launched(3, "-m", "hpcstress", *command, cwd=tmp_path, **server.environment) as job:
+                code, _, complaints = job.end()
+            assert (code, complaints) == (0, "")
+            assert len(server.sign_ins) == number
+        assert server.refused_sign_ins == 0
+        secrets = server.secrets()
+    with Result(tmp_path / "job" / "result.h5") as result:
+        assert {*requests(result)["outcome"].tolist()} == {Outcome.ok}
+        assert sorted(result.attempts(["rank"])["rank"].tolist()) == sorted([0, 1, 2] * 2 * (REQUESTS + 1))
+        assert result.notes == []
+    files = [path.read_bytes() for path in (tmp_path / "job").rglob("*") if path.is_file()]
+    assert not [secret for secret in secrets if any(secret.encode() in data for data in files)]
+
+
+def test_ranks_that_do_not_all_sign_in_at_mantik_are_refused_together(tmp_path: Path) -> None:
+    with served(FakeMantik()) as server:
+        mine, others = ([sys.executable, *words(tmp_path / "job", SMALL)] for _ in range(2))
+        who = ["-env", "MANTIK_USERNAME", USERNAME, "-env", "MANTIK_PASSWORD", PASSWORD]
+        command = [MPIEXEC, "-n", "1", *who, *mine, ":", "-n", "2", *others]
+        where = {"MLFLOW_TRACKING_URI": server.uri, "MANTIK_API_URL": server.uri, "HOME": "/nonexistent"}
+        with launched_as(command, cwd=tmp_path, **where) as job:
+            code, told, complaints = job.end()
+            job.until_gone()
+        assert not server.load()
+    assert (code, told) == (1, "")
+    assert (
+        "MANTIK_USERNAME and MANTIK_PASSWORD are not set alike on all ranks: export them to every rank." in complaints
+    )
+    assert PASSWORD not in complaints
 
 
 def test_the_doctor_hears_every_rank(tmp_path: Path) -> None:

@@ -338,6 +338,11 @@ def cmdline(process: psutil.Process) -> list[str]:
         return []
 
 
+def test_mlflow_has_workspaces_only_if_somebody_wants_them() -> None:
+    flags = ["--enable-workspaces" in mlflow.recipe(4, workspaces=wanted).command for wanted in (False, True)]
+    assert flags == [False, True]
+
+
 def test_mlflow_is_started_with_new_secrets_on_another_port_each_time() -> None:
     one, other = mlflow.recipe(4), mlflow.recipe(4)
     assert len({*one.secrets, *other.secrets}) == 4
