@@ -214,7 +214,7 @@ class Trail:
         parts = urlsplit(url)
         if ARTIFACTS in parts.path:
             if method == "PUT":
-                return Operation.log_artifact
+                return Operation.log_model_artifact if "/models/" in parts.path else Operation.log_artifact
             return Operation.list_artifacts if parts.query else Operation.download_artifact
         if parts.path.endswith("/v1/traces"):
             return Operation.log_spans
@@ -269,6 +269,9 @@ BATCHES = (
             Operation.log_param,
             Operation.log_metric,
             Operation.log_artifact,
+            Operation.log_model_artifact,
+            Operation.log_inputs,
+            Operation.log_outputs,
             Operation.log_spans,
         )
     ),
@@ -300,6 +303,9 @@ _NAMES: Mapping[str, tuple[Operation, ...]] = {
     "GET traces/get": (Operation.get_trace,),
     "POST logged-models": (Operation.create_logged_model,),
     "PATCH logged-models/*": (Operation.finish_logged_model,),
+    "GET logged-models/*": (Operation.get_logged_model,),
+    "POST runs/log-inputs": (Operation.log_inputs,),
+    "POST runs/outputs": (Operation.log_outputs,),
 }
 
 
