@@ -168,8 +168,9 @@ class Trail:
         with self._lock:
             self._check()
             self._flush()
-            # A pause before another attempt is the client's choice, and no lateness.
-            attempt = Attempt(operation, number, now if number > 1 else min(now, self.due), now)
+            # A pause before another attempt is the client's choice, and no lateness; nor is what a training computes.
+            chosen = number > 1 or self._operation is Operation.train
+            attempt = Attempt(operation, number, now if chosen else min(now, self.due), now)
             self._open.append(attempt)
         return attempt
 
@@ -214,7 +215,9 @@ class Trail:
         parts = urlsplit(url)
         if ARTIFACTS in parts.path:
             if method == "PUT":
-                return Operation.log_model_artifact if "/models/" in parts.path else Operation.log_artifact
+                # The folders of models lie beside those of runs.
+                owner = parts.path.partition(ARTIFACTS)[2].partition("/artifacts/")[0].split("/")
+                return Operation.log_model_artifact if "models" in owner[-2:-1] else Operation.log_artifact
             return Operation.list_artifacts if parts.query else Operation.download_artifact
         if parts.path.endswith("/v1/traces"):
             return Operation.log_spans
