@@ -39,11 +39,12 @@ class Metric(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Hold what one request logs together."""
+    """Hold what one request logs together; `about` says of each metric what data and which model it is about."""
 
     metrics: Sequence[Metric] = ()
     params: Sequence[tuple[str, str]] = ()
     tags: Sequence[tuple[str, str]] = ()
+    about: tuple[tuple[str, str], ...] = ()
 
     def fits(self, metrics: int, params: int, tags: int) -> bool:
         """Tell whether one request may hold it."""
@@ -54,7 +55,7 @@ class Batch(NamedTuple):
         """Yield the batches that MLflow's client makes of this one: at most so many of each kind, and 1000 in all."""
         metric = param = tag = 0
         while metric < len(self.metrics) or param < len(self.params) or tag < len(self.tags):
-            told = Batch((), self.params[param : param + params], self.tags[tag : tag + tags])
+            told = Batch((), self.params[param : param + params], self.tags[tag : tag + tags], self.about)
             room = min(metrics, _ITEMS_PER_REQUEST - len(told.params) - len(told.tags))
             yield told._replace(metrics=self.metrics[metric : metric + room])
             metric, param, tag = metric + room, param + params, tag + tags
@@ -161,6 +162,13 @@ class Artifact:
         for chunk in self.chunks():
             digest.update(chunk)
         return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile(Artifact):
+    """Describe a file of a logged model, which lies beside the runs."""
+
+    model_id: str = ""
 
 
 class Trace(NamedTuple):

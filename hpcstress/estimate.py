@@ -101,7 +101,7 @@ class _Paper(Client):
                 self.body_bytes += len(log_params_body(_RUN_ID, payload))
             case Operation.log_metrics:
                 self.body_bytes += len(log_metrics_body(_RUN_ID, payload))
-            case Operation.log_artifact:
+            case Operation.log_artifact | Operation.log_model_artifact:
                 self.body_bytes += payload.size
             case Operation.finish_run:
                 self.body_bytes += len(update_run_body(_RUN_ID, _NOW_MS))
@@ -130,7 +130,7 @@ def estimate(plan: Plan) -> Estimate:
         if warmup and rung is warmup[0]:
             iterations, alone = 1, True
         kinds, open_at_once = [], 0
-        for number, alike in workloads.kinds(plan.workload, rung.size).items():
+        for number, alike in workloads.kinds(varied, rung.size).items():
             whole, played = _runs(varied, rung.size, number, iterations, alone=alone)
             kinds.append(dict(whole.requests))
             open_at_once += alike * whole.connections

@@ -139,6 +139,7 @@ def _clients(
             at_once=at_once,
             largest_artifact=max(sizes, default=0),
             target=way.target if isinstance(way, Dialer) else None,
+            trains=plan.workload == "training",
         )
         with opened(settings, journal, setup.place) as stock:
             yield stock

@@ -23,7 +23,7 @@ def _option(default: Any, kind: Kind, group: str, help: str) -> Any:
 
 # A row has two bytes for the number of its step, and the last two numbers are those of warm-up and prefill.
 _MOST_STEPS = 0xFFFE
-_METHODS = ("all", "log_param", "log_params", "log_batch", "log_artifact", "log_artifacts")
+_METHODS = ("all", "log_param", "log_params", "log_batch", "log_artifact", "log_artifacts", "forest", "linear")
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,12 @@ class Operation(enum.IntEnum):
     create_prompt = 28
     create_prompt_version = 29
     search_prompts = 30
+    log_inputs = 31
+    log_outputs = 32
+    get_logged_model = 33
+    log_model_artifact = 34
+    # A whole training: a call of MLflow's client that consists of many others, and no request of its own.
+    train = 35
     # A batch that is one step of a published benchmark has its true size in its name.
     log_40_metrics = 40
     log_400_metrics = 41
@@ -76,6 +82,8 @@ READS = frozenset(
         Operation.search_traces,
         Operation.get_trace,
         Operation.search_prompts,
+        Operation.get_logged_model,
+        Operation.train,
         Operation.server_info,
         Operation.other,
     }
@@ -96,6 +104,10 @@ OPTIONAL = frozenset(
         Operation.create_prompt,
         Operation.create_prompt_version,
         Operation.search_prompts,
+        Operation.log_inputs,
+        Operation.log_outputs,
+        Operation.get_logged_model,
+        Operation.log_model_artifact,
     }
 )
 """Operations that not every server has: one that is answered with `not_supported` is left out from then on."""

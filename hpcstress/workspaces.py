@@ -20,6 +20,7 @@ from hpcstress.record import Outcome
 
 _PATH = f"{API_3}/workspaces"
 _EXPERIMENTS_PER_SEARCH = 100
+_MODELS_PER_PAGE = 1000
 
 
 class Spaces(NamedTuple):
@@ -85,7 +86,7 @@ async def prompts(api: Api, condition: str = "") -> list[dict[str, Any]] | None:
 async def models(api: Api, condition: str = "") -> list[dict[str, Any]] | None:
     """Return the registered models in a workspace that a filter matches, None from a server that has none."""
     found: list[dict[str, Any]] = []
-    query = {"max_results": "1000", **({"filter": condition} if condition else {})}
+    query = {"max_results": str(_MODELS_PER_PAGE), **({"filter": condition} if condition else {})}
     while True:
         try:
             told = await api.get("registered-models/search", **query)

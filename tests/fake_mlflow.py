@@ -120,6 +120,7 @@ class Run:
     params: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
+    logged: list[dict[str, Any]] = field(default_factory=list)  # inputs and outputs
 
     @property
     def folder(self) -> str:
@@ -163,6 +164,7 @@ class FakeMlflow:
         self.runs: dict[str, Run] = {}
         self.artifacts: dict[str, bytes] = {}
         self.models: dict[tuple[str, str], Model] = {}  # by workspace and name
+        self.logged_models: dict[str, dict[str, Any]] = {}
         # None where it has no workspaces; without a registry it knows neither models nor prompts.
         self.workspaces: set[str] | None = None
         self.has_registry = True
@@ -234,6 +236,8 @@ class FakeMlflow:
                 return self._artifact(method, unquote(parts.path.removeprefix(ARTIFACTS)), body)
             if (method, parts.path) == ("GET", "/version"):
                 return 200, b"3.17.2"
+            if parts.path.startswith(f"{API}logged-models"):
+                return self._logged_model(method, parts.path.removeprefix(f"{API}logged-models").strip("/"), body)
             act = self._routes.get((method, parts.path.removeprefix(API)))
             lacking = not self.has_registry and (
                 "/registered-models/" in parts.path or "/model-versions/" in parts.path
@@ -494,6 +498,22 @@ class FakeMlflow:
                 experiment.workspace = "default"
         return 204, b""
 
+    def _logged_model(self, method: str, model_id: str, body: bytes) -> Answer:
+        if not self.has_registry:
+            return 404, b"<!doctype html><title>404 Not Found</title>"
+        if method == "POST":
+            model_id = f"m-{next(self._numbers):032x}"
+            self.logged_models[model_id] = {**json.loads(body), "status": "LOGGED_MODEL_PENDING"}
+        if model_id not in self.logged_models:
+            raise No(404, "RESOURCE_DOES_NOT_EXIST", f"Logged model with ID '{model_id}' not found.")
+        if method == "PATCH":
+            self.logged_models[model_id]["status"] = json.loads(body)["status"]
+        return 200, {"model": {"info": {"model_id": model_id, **self.logged_models[model_id]}}}
+
+    def _log_of_run(self, asked: dict[str, Any]) -> Any:
+        self._active_run(asked["run_id"]).logged.append(asked)
+        return {}
+
     def _create_model(self, asked: dict[str, Any]) -> Any:
         if (self._here, asked["name"]) in self.models:
             raise No(400, "RESOURCE_ALREADY_EXISTS", f"Registered Model (name={asked['name']}) already exists.")
@@ -574,6 +594,8 @@ class FakeMlflow:
         ("GET", "metrics/get-history"): _get_history,
         ("POST", "runs/search"): _search_runs,
         ("POST", "runs/delete"): _delete_run,
+        ("POST", "runs/log-inputs"): _log_of_run,
+        ("POST", "runs/outputs"): _log_of_run,
         ("POST", "registered-models/create"): _create_model,
         ("GET", "registered-models/get"): _get_model,
         ("GET", "registered-models/search"): _search_models,

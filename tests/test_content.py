@@ -213,8 +213,13 @@ batches = st.builds(batch_of, st.integers(0, 3500), st.integers(0, 350), st.inte
 @given(batches, st.tuples(st.integers(1, 1000), st.integers(1, 100), st.integers(1, 100)))
 def test_a_split_loses_nothing_and_keeps_the_order(batch: Batch, limits: tuple[int, int, int]) -> None:
     pieces = [*batch.split(*limits)]
-    for name in Batch._fields:
+    for name in ("metrics", "params", "tags"):
         assert [item for piece in pieces for item in getattr(piece, name)] == getattr(batch, name)
+
+
+def test_every_piece_of_a_split_is_about_the_same_data_and_model() -> None:
+    whole = batch_of(2500, 3, 0)._replace(about=(("model_id", "m-1"),))
+    assert {piece.about for piece in whole.split(*LIMITS)} == {whole.about}
 
 
 @given(batches)

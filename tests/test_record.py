@@ -102,6 +102,11 @@ OPERATIONS = {
     28: "create_prompt",
     29: "create_prompt_version",
     30: "search_prompts",
+    31: "log_inputs",
+    32: "log_outputs",
+    33: "get_logged_model",
+    34: "log_model_artifact",
+    35: "train",
     40: "log_40_metrics",
     41: "log_400_metrics",
     42: "log_1000_metrics",
@@ -152,7 +157,7 @@ def test_codes_of_format_1_keep_their_meaning_for_ever() -> None:
 def test_a_write_is_what_changes_the_server_and_what_is_optional_may_be_either() -> None:
     reading = ("get_", "search_", "list_", "download_", "connect")
     reads = {operation for operation in Operation if operation.name.startswith(reading)}
-    assert reads | {Operation.server_info, Operation.other} == READS
+    assert reads | {Operation.server_info, Operation.train, Operation.other} == READS
     assert Operation.search_models in READS & OPTIONAL
     assert Operation.create_model in OPTIONAL - READS
     assert not OPTIONAL & {Operation.create_run, Operation.get_run, Operation.finish_run, Operation.end}

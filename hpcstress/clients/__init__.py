@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from hpcstress.clients.answer import Failed
 from hpcstress.content import Artifact, Batch, Metric
 from hpcstress.record import OPTIONAL, Operation, Outcome
+from hpcstress.training import Training
 
 # The stock client's own limits: it splits what is larger.
 PARAMS_PER_REQUEST = 100
@@ -165,6 +167,31 @@ class Client(ABC):
     async def set_terminated(self) -> None:
         """Set the run's status to FINISHED, as `MlflowClient.set_terminated` does."""
         await self._request(Operation.finish_run, None)
+
+    def alone(self) -> AbstractAsyncContextManager[None]:
+        """Wait until nobody else on the rank trains, where MLflow can have only one training in a process."""
+        return nullcontext()
+
+    async def train(self, training: Training) -> None:
+        """Train a model under MLflow's autologging: here, send what MLflow's client sends meanwhile."""
+        if not training.of_forest:
+            await self.get_run()
+        await self.log_batch(training.estimator)
+        await self.ask(Operation.log_inputs, training.trained)
+        if training.of_forest:
+            await self.get_run()
+        created = await self.ask(Operation.create_logged_model, training.model)
+        for model_id in created:
+            await self.ask(Operation.log_outputs, model_id)
+            await self.get_run()
+            await self.ask(Operation.get_logged_model, model_id)
+            for file in training.files(model_id):
+                await self.ask(Operation.log_model_artifact, file)
+            await self.ask(Operation.finish_logged_model, model_id)
+        await self.log_artifact(training.page)
+        await self.log_batch(training.measured(*created[:1] or [""]))
+        if training.tested is not None:
+            await self.ask(Operation.log_inputs, training.tested)
 
     # What people look at.
 

@@ -168,8 +168,9 @@ class Trail:
         with self._lock:
             self._check()
             self._flush()
-            # A pause before another attempt is the client's choice, and no lateness.
-            attempt = Attempt(operation, number, now if number > 1 else min(now, self.due), now)
+            # A pause before another attempt is the client's choice, and no lateness; nor is what a training computes.
+            chosen = number > 1 or self._operation is Operation.train
+            attempt = Attempt(operation, number, now if chosen else min(now, self.due), now)
             self._open.append(attempt)
         return attempt
 
@@ -214,7 +215,9 @@ class Trail:
         parts = urlsplit(url)
         if ARTIFACTS in parts.path:
             if method == "PUT":
-                return Operation.log_artifact
+                # The folders of models lie beside those of runs.
+                owner = parts.path.partition(ARTIFACTS)[2].partition("/artifacts/")[0].split("/")
+                return Operation.log_model_artifact if "models" in owner[-2:-1] else Operation.log_artifact
             return Operation.list_artifacts if parts.query else Operation.download_artifact
         if parts.path.endswith("/v1/traces"):
             return Operation.log_spans
@@ -269,6 +272,9 @@ BATCHES = (
             Operation.log_param,
             Operation.log_metric,
             Operation.log_artifact,
+            Operation.log_model_artifact,
+            Operation.log_inputs,
+            Operation.log_outputs,
             Operation.log_spans,
         )
     ),
@@ -300,6 +306,9 @@ _NAMES: Mapping[str, tuple[Operation, ...]] = {
     "GET traces/get": (Operation.get_trace,),
     "POST logged-models": (Operation.create_logged_model,),
     "PATCH logged-models/*": (Operation.finish_logged_model,),
+    "GET logged-models/*": (Operation.get_logged_model,),
+    "POST runs/log-inputs": (Operation.log_inputs,),
+    "POST runs/outputs": (Operation.log_outputs,),
 }
 
 

@@ -80,7 +80,7 @@ def log_metrics_body(run_id: str, metrics: Sequence[Metric]) -> str:
 def log_batch_body(run_id: str, batch: Batch) -> str:
     """Return the JSON of a runs/log-batch request with whatever there is."""
     parts = [f'"run_id": "{run_id}"']
-    parts += [f'"metrics": [{_listed_metrics(batch.metrics)}]'] * bool(batch.metrics)
+    parts += [f'"metrics": [{_listed_metrics(batch.metrics, batch.about)}]'] * bool(batch.metrics)
     parts += [f'"params": [{_listed_pairs(batch.params)}]'] * bool(batch.params)
     parts += [f'"tags": [{_listed_pairs(batch.tags)}]'] * bool(batch.tags)
     return "{" + ", ".join(parts) + "}"
@@ -95,10 +95,11 @@ def _listed_pairs(pairs: Sequence[tuple[str, str]]) -> str:
     return ", ".join([f'{{"key": {quoted(key)}, "value": {quoted(value)}}}' for key, value in pairs])
 
 
-def _listed_metrics(metrics: Sequence[Metric]) -> str:
+def _listed_metrics(metrics: Sequence[Metric], about: Sequence[tuple[str, str]] = ()) -> str:
+    more = "".join(f', "{name}": {quoted(value)}' for name, value in about)
     return ", ".join(
         [
-            f'{{"key": {quoted(key)}, "value": {value!r}, "timestamp": {timestamp}, "step": {step}}}'
+            f'{{"key": {quoted(key)}, "value": {value!r}, "timestamp": {timestamp}, "step": {step}{more}}}'
             for key, value, timestamp, step in metrics
         ]
     )
@@ -177,8 +178,20 @@ def _optional(operation: Operation, payload: Any, where: Where) -> Request:
             of_model = {"model_id": model[0]} if model else {}
             return _post("model-versions/create", {"name": name, "source": source, **run, **_tags(tags), **of_model})
         case Operation.create_logged_model:
-            run = {"source_run_id": where.run_id} if where.run_id else {}
-            return _post("logged-models", {"experiment_id": where.experiment_id, "name": payload, **run})
+            name, params, tags = payload
+            told = {"experiment_id": where.experiment_id, "name": name}
+            told |= {"source_run_id": where.run_id} if where.run_id else {}
+            told |= {"params": _pairs(params)} if params else {}
+            return _post("logged-models", {**told, **_tags(tags)})
+        case Operation.get_logged_model:
+            return _get(f"logged-models/{quote(payload, safe='')}")
+        case Operation.log_inputs:
+            tags = [{"key": "mlflow.data.context", "value": payload.context}]
+            of = {"name": "dataset", "digest": payload.digest, "source_type": "code", "source": payload.source}
+            dataset = {"tags": tags, "dataset": {**of, "schema": payload.schema, "profile": payload.profile}}
+            return _post("runs/log-inputs", {"run_id": where.run_id, "datasets": [dataset]})
+        case Operation.log_outputs:
+            return _post("runs/outputs", {"run_id": where.run_id, "models": [{"model_id": payload, "step": 0}]})
         case Operation.finish_logged_model:
             body = {"model_id": payload, "status": "LOGGED_MODEL_READY"}
             return Request("PATCH", f"{API}/logged-models/{quote(payload, safe='')}", dumps(body))
@@ -234,7 +247,7 @@ def _post(path: str, body: Mapping[str, object]) -> Request:
 
 
 def _get(path: str, **query: str) -> Request:
-    return Request("GET", f"{API}/{path}?{urlencode(query)}")
+    return Request("GET", f"{API}/{path}?{urlencode(query)}" if query else f"{API}/{path}")
 
 
 def _tags(pairs: Sequence[tuple[str, str]]) -> dict[str, object]:

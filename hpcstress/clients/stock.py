@@ -17,8 +17,8 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from queue import SimpleQueue
@@ -29,6 +29,7 @@ from typing import Any, NamedTuple, TypeVar
 from hpcstress.clients import Client, Lacking, Place, Search, Turn, no_turn
 from hpcstress.clients.answer import Failed
 from hpcstress.clients.attempts import TRAIL, Abandoned, Trail, Unmet, watching, watching_stores
+from hpcstress.clients.autologging import autologging, fit
 from hpcstress.clients.requests import Where, artifact_path, found_by, request_of
 from hpcstress.content import Artifact, Batch, Metric
 from hpcstress.errors import Refusal
@@ -36,6 +37,7 @@ from hpcstress.journal import Journal
 from hpcstress.quantity import is_store
 from hpcstress.record import Operation, Outcome
 from hpcstress.target import Target
+from hpcstress.training import Training
 
 T = TypeVar("T")
 
@@ -48,7 +50,8 @@ class Settings(NamedTuple):
     """Say how MLflow's client is to be set up: where to, with which sign-in, how patient, for how many runs at once.
 
     `environment` is what the sign-in is taken from, at a server that hpcstress has started not this process's own. A
-    target is there for its token, which changes. MLflow counts whole seconds: a timeout is rounded up.
+    target is there for its token, which changes. Who `trains` needs scikit-learn, too. MLflow counts whole seconds: a
+    timeout is rounded up.
     """
 
     uri: str
@@ -58,6 +61,7 @@ class Settings(NamedTuple):
     at_once: int
     largest_artifact: int = 0
     target: Target | None = None
+    trains: bool = False
 
     @property
     def variables(self) -> dict[str, str | None]:
@@ -94,6 +98,7 @@ class Stock:
         self.folder = folder
         self.lock = threading.Lock()
         self.lanes: set[Lane] = set()
+        self._training: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
     def client(self, run: int, due: int, turn: Turn = no_turn) -> StockClient:
         """Return the client of one run that is due at an instant of the local monotonic clock (nanoseconds)."""
@@ -101,6 +106,13 @@ class Stock:
         gc.enable()
         self._renew()
         return StockClient(self, run, due, turn)
+
+    def training(self) -> asyncio.Lock:
+        """Return what lets one training at a time go on; each step has an event loop of its own."""
+        loop = asyncio.get_running_loop()
+        if self._training is None or self._training[0] is not loop:
+            self._training = loop, asyncio.Lock()
+        return self._training[1]
 
     def expire(self) -> None:
         """Let MLflow's client use the newest token; its requests expire in itself."""
@@ -130,6 +142,8 @@ def opened(settings: Settings, journal: Journal, place: Place) -> Iterator[Stock
         resources.enter_context(watching())
         if is_store(settings.uri):
             resources.enter_context(watching_stores(_methods_of_stores()))
+        if settings.trains:
+            resources.enter_context(autologging())
         folder = Path(tempfile.mkdtemp(prefix="hpcstress-"))
         resources.callback(shutil.rmtree, folder, ignore_errors=True)
         _check_room(folder, settings)
@@ -421,6 +435,18 @@ class StockClient(Client):
         finally:
             shutil.rmtree(self._files, ignore_errors=True)
 
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """Wait until nobody else on the rank trains: MLflow's autologging keeps what it does in globals."""
+        async with self._stock.training():
+            # Who waited for a turn was not late.
+            self._due = monotonic_ns()
+            yield
+
+    async def train(self, training: Training) -> None:
+        """Train truly, in the run's thread; as for any user, autologging hides its own failures."""
+        await self.perform(Operation.train, lambda: fit(training))
+
     async def put_artifact(self, artifact: Artifact) -> None:
         """Upload an artifact; MLflow's client looks at the run before, if it has not yet."""
         await self.log_artifact(artifact)
@@ -542,8 +568,11 @@ class StockClient(Client):
                 name, source, tags = payload
                 self._registry().create_model_version(name, source, None, dict(tags), await_creation_for=0)
             case Operation.create_logged_model:
-                run_id = self._run_id or None
-                return [client.create_logged_model(self._experiment_id, payload, run_id).model_id]
+                (name, params, tags), run_id = payload, self._run_id or None
+                made = client.create_logged_model(
+                    self._experiment_id, name, run_id, dict(tags) or None, dict(params) or None
+                )
+                return [made.model_id]
             case Operation.finish_logged_model:
                 client.finalize_logged_model(payload, self._stock.mlflow.LoggedModelStatus.READY)
             case Operation.search_traces:

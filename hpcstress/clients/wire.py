@@ -50,6 +50,7 @@ _LOG_PARAMS = Operation.log_params
 _LOG_METRICS = Operation.log_metrics
 _GET_RUN = Operation.get_run
 _LOG_ARTIFACT = Operation.log_artifact
+_LOG_MODEL_ARTIFACT = Operation.log_model_artifact
 _BATCHES = frozenset(
     {
         Operation.log_batch,
@@ -75,7 +76,14 @@ _FINDING = frozenset(
         Operation.get_metric_history,
     }
 )
-_OF_ARTIFACTS = frozenset({Operation.log_artifact, Operation.list_artifacts, Operation.download_artifact})
+_OF_ARTIFACTS = frozenset(
+    {
+        Operation.log_artifact,
+        Operation.log_model_artifact,
+        Operation.list_artifacts,
+        Operation.download_artifact,
+    }
+)
 
 
 def _throw_away(data: bytes) -> None:
@@ -220,7 +228,7 @@ class WireClient(Client):
                     waiter = connection.exchange(
                         request, start + self._wire.timeout_ns, *_KEEPING.get(operation, _LITTLE)
                     )
-                    if operation is _LOG_ARTIFACT:
+                    if operation is _LOG_ARTIFACT or operation is _LOG_MODEL_ARTIFACT:
                         await connection.send(payload.chunks())
                     del request
                     if self._wire.policy is None:
@@ -304,9 +312,13 @@ class WireClient(Client):
             answer = Answer(Outcome.not_supported, 0, now, 0, 0, b"this server leaves artifacts to its clients")
             self._record(operation, now, answer, attempt)
             raise Failed(answer)
-        if operation is not _LOG_ARTIFACT:
+        folder = self._artifacts
+        if operation is _LOG_MODEL_ARTIFACT:
+            # The folder of a model lies beside that of the run: both are named after what they are of.
+            folder = f"{folder.removesuffix(f'/{self._run_id}/artifacts')}/models/{artifact.model_id}/artifacts"
+        elif operation is not _LOG_ARTIFACT:
             return self._encode_any(request_of(operation, artifact, self._where()))
-        head = self._heads.target.head("PUT", f"{self._artifacts}/{quote(artifact.path)}")
+        head = self._heads.target.head("PUT", f"{folder}/{quote(artifact.path)}")
         kind = artifact_kind(artifact.path)
         return head + f"Content-Type: {kind}\r\nContent-Length: {artifact.size}\r\n\r\n".encode()
 

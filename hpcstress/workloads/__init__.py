@@ -46,6 +46,7 @@ MODULES = {
     "models": "models",
     "traces": "traces",
     "tenants": "tenants",
+    "training": "training",
 }
 
 
@@ -74,10 +75,10 @@ def workspaces(plan: Plan) -> tuple[str, ...]:
     return named(plan) if named is not None else ()
 
 
-def kinds(name: str, size: int) -> dict[int, int]:
+def kinds(plan: Plan, size: int) -> dict[int, int]:
     """Return a run of each kind that a workload plays in a step of a size, and how many there are of it."""
-    told: Callable[[int], dict[int, int]] | None = getattr(_module(name), "kinds", None)
-    return told(size) if told is not None else {0: size}
+    told: Callable[[Plan, int], dict[int, int]] | None = getattr(_module(plan.workload), "kinds", None)
+    return told(plan, size) if told is not None else {0: size}
 
 
 def prefilled(plan: Plan) -> Prefill | None:

@@ -14,7 +14,7 @@ async def play(run: Run, client: Client) -> None:
     await client.create_run(run.name, run.tags)
     await client.log_params(run.params)
     await client.ask(Operation.create_model, (name, tags))
-    for model_id in await client.ask(Operation.create_logged_model, "model"):
+    for model_id in await client.ask(Operation.create_logged_model, ("model", (), ())):
         await client.ask(Operation.finish_logged_model, model_id)
         await client.ask(Operation.create_model_version, (name, f"models:/{model_id}", tags, model_id))
     await client.ask(Operation.search_models, Search(f"name = '{name}'"))

@@ -35,8 +35,9 @@ def workspaces(plan: Plan) -> tuple[str, ...]:
     return tuple(_workspace(tenant) for tenant in range(most))
 
 
-def kinds(size: int) -> dict[int, int]:
+def kinds(plan: Plan, size: int) -> dict[int, int]:
     """Return one of the users who train and one of those who browse, and how many there are of each."""
+    del plan
     training = _trainers(size)
     return {0: training, training: size - training} if training else {0: size}
 

@@ -158,7 +158,8 @@ async def by_stock(server: Peer, folder: Path, workload: str) -> list[Request]:
     return [request for request, pair in zip(server.requests, told, strict=True) if pair not in BESIDES]
 
 
-@pytest.mark.parametrize("workload", sorted(MODULES))
+# Its order is that of MLflow's threads: `workloads/test_training.py` compares what is sent.
+@pytest.mark.parametrize("workload", sorted({*MODULES} - {"training"}))
 def test_both_clients_send_the_same(tmp_path: Path, workload: str) -> None:
     async def record(play: Callable[[Peer, Path, str], Any]) -> list[Any]:
         async with http_server(answer) as server:

@@ -344,6 +344,32 @@ def test_a_workspace_with_something_of_somebody_else_stays(server: FakeMlflow, t
     assert server.workspaces == {"default", "others", "tenant-1", "tenant-2"}
 
 
+def test_a_workspace_that_another_job_uses_stays(server: FakeMlflow, tmp_path: Path) -> None:
+    _, first = job(server, tmp_path / "first")
+    _, second = job(server, tmp_path / "second")
+    assert cleaned(server, first).workspaces == 0
+    assert cleaned(server, second).workspaces == 0
+    assert cleaned(server, first).workspaces == 2
+
+
+def test_cleaning_reads_every_page(server: FakeMlflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, result = job(server, tmp_path / "job")
+    monkeypatch.setattr("hpcstress.workspaces._MODELS_PER_PAGE", 2)
+    monkeypatch.setattr("hpcstress.clients.api.PAGE", 1)
+    monkeypatch.setattr("hpcstress.workspaces._EXPERIMENTS_PER_SEARCH", 1)
+    assert (cleaned(server, result).models, left(server)) == (15, ({"Default"}, set()))
+
+
+def test_what_a_server_lists_of_others_is_left_alone(server: FakeMlflow, tmp_path: Path) -> None:
+    prompt = {"mlflow.prompt.is_prompt": "true"}
+    server.models["tenant-2", "theirs"] = Model("theirs", "tenant-2", prompt)
+    server.experiments["77"] = Experiment("77", "somebody's", "tenant-2")
+    _, result = job(server, tmp_path / "job")
+    server.faults.list_all = 1
+    cleaned(server, result)
+    assert left(server) == ({"Default", "somebody's"}, {"theirs"})
+
+
 def test_cleaning_twice_finds_nothing_more(server: FakeMlflow, tmp_path: Path) -> None:
     _, result = job(server, tmp_path / "job")
     cleaned(server, result)
