@@ -22,6 +22,7 @@ from hpcstress.record import Operation
 
 API = "/api/2.0/mlflow"
 API_3 = "/api/3.0/mlflow"
+WORKSPACES = f"{API_3}/workspaces"
 ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 PROMPT = "tags.`mlflow.prompt.is_prompt` = 'true'"
 _NO_PROMPT = "tag.`mlflow.prompt.is_prompt` != 'true'"
@@ -168,7 +169,7 @@ def request_of(operation: Operation, payload: Any, where: Where) -> Request:
 def _optional(operation: Operation, payload: Any, where: Where) -> Request:
     match operation:
         case Operation.list_workspaces:
-            return Request("GET", f"{API_3}/workspaces")
+            return Request("GET", WORKSPACES)
         case Operation.create_model | Operation.create_prompt:
             name, tags = payload
             return _post("registered-models/create", {"name": name, **_tags(tags)})

@@ -186,6 +186,7 @@ def importing() -> Any:
             import mlflow.tracking.request_header.registry  # noqa: F401 (the first request would import it)
             from mlflow import MlflowClient
             from mlflow.entities import LoggedModelStatus, Metric, Param, RunStatus, RunTag
+            from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
             from mlflow.tracking import fluent
             from mlflow.tracking._model_registry.client import ModelRegistryClient
             from mlflow.tracking._tracking_service import utils
@@ -209,6 +210,7 @@ def importing() -> Any:
         ModelRegistryClient=ModelRegistryClient,
         sessions=request_utils._cached_get_request_session,  # noqa: SLF001 (nothing public forgets them)
         artifact_stores=utils._artifact_repos_cache,  # noqa: SLF001
+        artifact_store=get_artifact_repository,
         http_request=rest_utils.http_request,
         credentials=get_default_host_creds,
         set_workspace=set_server_request_workspace,
@@ -408,9 +410,20 @@ class StockClient(Client):
 
     async def log_artifact(self, artifact: Artifact) -> None:
         """Upload an artifact; it is written to a file before, which is gone afterwards."""
-        path = self._files / PurePosixPath(artifact.path).name
+        path = self._files / artifact.path
         folder = str(PurePosixPath(artifact.path).parent)
         upload = partial(self._stock.tracking.log_artifact, self._run_id, str(path), None if folder == "." else folder)
+        await self._upload({path: artifact}, upload)
+
+    async def put_artifact(self, artifact: Artifact) -> None:
+        """Upload an artifact to where the run had it when it was created."""
+        path = self._files / artifact.path
+        folder, uri = str(PurePosixPath(artifact.path).parent), self._stock.settings.uri
+
+        def upload() -> None:
+            store = self._stock.mlflow.artifact_store(self._uri, tracking_uri=uri)
+            store.log_artifact(str(path), None if folder == "." else folder)
+
         await self._upload({path: artifact}, upload)
 
     async def log_artifacts(self, artifacts: Sequence[Artifact], at_once: int = 1) -> None:

@@ -23,6 +23,7 @@ from hpcstress.clients.connection import KEPT_BODY, MAX_ANSWER, Connection, Head
 from hpcstress.clients.dial import Dialer
 from hpcstress.clients.requests import (
     API,
+    WORKSPACES,
     Request,
     Where,
     artifact_kind,
@@ -323,7 +324,11 @@ class WireClient(Client):
         return head + f"Content-Type: {kind}\r\nContent-Length: {artifact.size}\r\n\r\n".encode()
 
     def _encode_any(self, request: Request) -> bytes:
-        head = self._heads.target.head(request.method, request.path)
+        target = self._heads.target
+        if request.path == WORKSPACES:
+            # Which workspaces there are is asked from outside of them.
+            target = replace(target, workspace=None)
+        head = target.head(request.method, request.path)
         head += "".join(f"{line}\r\n" for line in request.headers).encode()
         if request.body is None:
             return head + b"\r\n"
