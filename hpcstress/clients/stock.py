@@ -460,10 +460,6 @@ class StockClient(Client):
         """Train truly, in the run's thread; as for any user, autologging hides its own failures."""
         await self.perform(Operation.train, lambda: fit(training))
 
-    async def put_artifact(self, artifact: Artifact) -> None:
-        """Upload an artifact; MLflow's client looks at the run before, if it has not yet."""
-        await self.log_artifact(artifact)
-
     async def finish_run(self) -> None:
         await self._call(Operation.finish_run, lambda: self._stock.tracking.set_terminated(self._run_id))
 
