@@ -255,6 +255,93 @@ def serve(name: Annotated[str, Parameter(help="Which server to start.")] = "mlfl
     return OK
 
 
+def _numbers(_type: object, words: Sequence[Token]) -> list[int]:
+    from hpcstress.quantity import read_ladder
+
+    try:
+        return [*read_ladder(words[0].value)]
+    except UsageRefusal:
+        raise UsageRefusal(f"--nodes: {words[0].value!r} is no list of numbers such as 1,2,4.") from None
+
+
+_JOB = Group("Job", sort_key=0)
+_WAIT = Parameter(negative=(), group=_JOB)
+
+
+@app.command
+@_planned
+def submit(
+    plans: Annotated[
+        list[str] | None, Parameter(help="Plans, each as for a run: several become an array.", show_default=False)
+    ] = None,
+    /,
+    *,
+    nodes: Annotated[
+        list[int] | None,
+        Parameter(
+            help="Nodes of the job, several numbers such as 1,2,4 for a scaling curve. [1]",
+            converter=_numbers,
+            n_tokens=1,
+            group=_JOB,
+        ),
+    ] = None,
+    ranks_per_node: Annotated[str, Parameter(help="MPI ranks on each node.", group=_JOB)] = "1",
+    scaling: Annotated[
+        str, Parameter(help="On more nodes: strong for the same runs, weak for as many more runs.", group=_JOB)
+    ] = "strong",
+    site: Annotated[
+        str, Parameter(help="The profile of the cluster: generic, juwels-booster, or a TOML file.", group=_JOB)
+    ] = "generic",
+    cluster: Annotated[
+        str,
+        Parameter(help="slurm; local for mpiexec on this machine; debug for one rank in this process.", group=_JOB),
+    ] = "slurm",
+    account: Annotated[str, Parameter(help="Who pays; the profile's by default.", group=_JOB)] = "",
+    partition: Annotated[str, Parameter(help="Which nodes; the profile's by default.", group=_JOB)] = "",
+    time_limit: Annotated[
+        str, Parameter(name="--time", help="How long a job may take, such as 30m or 2h.", group=_JOB)
+    ] = "30m",
+    wait: Annotated[bool, _WAIT] = False,
+    follow: Annotated[bool, _WAIT] = False,
+    output: Output = None,
+    **options: Any,
+) -> int:
+    """Submit plans as jobs of Slurm, one after the other; sign in with the variables of this shell.
+
+    --wait tells how they end and ends with their exit code, --follow shows what they write, too.
+    """
+    from hpcstress.quantity import read_positive, read_positive_seconds
+    from hpcstress.submission import submit as submit_plans
+
+    submission = submit_plans(
+        [_resolve(plan, options) for plan in plans] if plans else [_resolve(None, options)],
+        names=[Path(plan).stem for plan in plans] if plans else None,
+        nodes=nodes or 1,
+        ranks_per_node=read_positive(ranks_per_node),
+        site=site,
+        cluster=cluster,
+        scaling=scaling,
+        minutes=read_positive_seconds(time_limit) / 60,
+        account=account,
+        partition=partition,
+        output=output,
+    )
+    for job in submission.jobs:
+        print(f"Job {job.id}: {job.label}, {count(job.ranks, 'rank')}, to {job.folder.path}")
+    sys.stdout.flush()
+    code = OK
+    if wait or follow or cluster == "debug":
+        code = submission.wait(_tell, _show if follow else None)
+    if len(submission.results) > 1:
+        print(f"Side by side: hpcstress report {' '.join(map(str, submission.results))}")
+    return code
+
+
+def _show(piece: bytes) -> None:
+    sys.stdout.buffer.write(piece)
+    sys.stdout.flush()
+
+
 @app.command
 @_planned
 def doctor(plan: PlanName = None, /, **options: Any) -> int:
