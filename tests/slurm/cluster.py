@@ -1,0 +1,178 @@
+"""A real Slurm of four nodes on this machine: daemons of its own, in a folder and on ports of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.jobs import mortal
+from tests.mpi.launch import ROOT, Launched, launched_as, until
+
+PROGRAMS = ("slurmctld", "slurmd", "srun", "sbatch", "squeue", "scancel", "scontrol", "sinfo")
+NODES = ("n1", "n2", "n3", "n4")
+
+_CONFIGURATION = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/none
+CredType=cred/none
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool/%n
+TmpFS={folder}/tmp/%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
+SlurmctldLogFile={folder}/log/slurmctld.log
+SlurmdLogFile={folder}/log/slurmd.%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+SwitchType=switch/none
+MpiDefault=none
+ReturnToService=2
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SlurmdParameters=config_overrides
+SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0
+KillWait=2
+AccountingStorageType=accounting_storage/none
+PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=short Nodes=ALL MaxTime=1 State=UP
+"""
+_NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=32 Boards=1 SocketsPerBoard=1 "
+_NODE += "CoresPerSocket=32 ThreadsPerCore=1 RealMemory=4000 State=UNKNOWN\n"
+
+
+def missing() -> str:
+    """Return why there can be no cluster here, or nothing."""
+    gone = [program for program in PROGRAMS if _found(program) is None]
+    if gone:
+        return f"{', '.join(gone)} not installed: `make system` installs Slurm on Debian"
+    if os.geteuid() != 0:
+        return "Slurm's daemons are started by root only"
+    return ""
+
+
+def _found(program: str) -> str | None:
+    return shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+
+
+@dataclass
+class Cluster:
+    """A cluster that runs. What is in `login_only` its nodes do not see, and cannot write."""
+
+    folder: Path
+    login_only: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"SLURM_CONF": str(self.folder / "slurm.conf")}
+
+    def call(self, *command: str) -> str:
+        """Call one of Slurm's programs and return what it says."""
+        done = subprocess.run(command, env=os.environ | self.environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    @contextmanager
+    def running(self, *command: str, cwd: Path, **environment: str) -> Iterator[Launched]:
+        """Run a command on the login node; when the block ends, nothing of it runs, here or on the nodes."""
+        with launched_as([*command], cwd=cwd, **self.environment, **environment) as process:
+            try:
+                yield process
+            finally:
+                self.empty()
+
+    def srun(self, *words: str, cwd: Path, **environment: str) -> tuple[int, str, str]:
+        """Run Python on the nodes, with the options of srun before `--`; return exit code, output, complaints."""
+        cut = words.index("--")
+        command = ["srun", *words[:cut], sys.executable, *words[cut + 1 :]]
+        with self.running(*command, cwd=cwd, **environment) as job:
+            return job.end()
+
+    def empty(self) -> None:
+        """Cancel all jobs, and wait until the nodes are free."""
+        if self.call("squeue", "--noheader"):
+            self.call("scancel", "--user=root")
+            until(lambda: not self.call("squeue", "--noheader"))
+        until(lambda: self._idle())
+
+    def _idle(self) -> bool:
+        return self.call("sinfo", "--noheader", "--partition=debug", "--format=%T").split() == ["idle"]
+
+
+def _ports(number: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for each in sockets:
+            each.bind(("", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@contextmanager
+def cluster(folder: Path) -> Iterator[Cluster]:
+    """Run a cluster in a folder until the block ends; nothing of it is left then."""
+    host = socket.gethostname().partition(".")[0]
+    controllers, *nodes = _ports(1 + len(NODES))
+    for name in ("state", "spool", "tmp", "log", "login"):
+        (folder / name).mkdir()
+    text = _CONFIGURATION.format(host=host, port=controllers, folder=folder, user="root")
+    text += "".join(_NODE.format(name=name, host=host, port=port) for name, port in zip(NODES, nodes, strict=True))
+    configuration = folder / "slurm.conf"
+    configuration.write_text(text)
+    made = Cluster(folder, folder / "login")
+    # A node sees an empty folder there, which it cannot write: a mount of its own, gone when it ends.
+    hidden = f'mount -t tmpfs -o ro none {made.login_only} && exec "$@"'
+    commands = [[str(_found("slurmctld")), "-D", "-f", str(configuration)]]
+    commands += [
+        [
+            "unshare",
+            "--mount",
+            "sh",
+            "-c",
+            hidden,
+            "sh",
+            str(_found("slurmd")),
+            "-D",
+            "-f",
+            str(configuration),
+            "-N",
+            name,
+        ]
+        for name in NODES
+    ]
+    with ExitStack() as stack:
+        for command in commands:
+            stack.enter_context(_daemon(command, folder / "log" / "daemons"))
+        until(lambda: _up(made))
+        try:
+            yield made
+        finally:
+            made.empty()
+
+
+def _up(made: Cluster) -> bool:
+    told = subprocess.run(
+        ["sinfo", "-h", "-p", "debug", "-o", "%D%T"], env=os.environ | made.environment, capture_output=True
+    )
+    return told.stdout.strip() == f"{len(NODES)}idle".encode()
+
+
+@contextmanager
+def _daemon(command: Sequence[str], log: Path) -> Iterator[None]:
+    with log.open("ab") as file:
+        process = subprocess.Popen(mortal([*command]), stdout=file, stderr=file, cwd=ROOT, start_new_session=True)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
