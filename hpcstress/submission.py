@@ -40,6 +40,8 @@ _ASK_SECONDS = 10.0
 # What a dying job has written may come late over a network's file system.
 _LAST_LOOKS = 4
 _WARNING_SECONDS = 90
+# When one rank has ended, for this long the others may go on: longer only where it was killed.
+_END_SECONDS = 10
 
 
 @dataclass
@@ -449,7 +451,9 @@ def _parameters(order: _Order, together: Sequence[Job], before: str) -> dict[str
         # One log for all ranks: ten thousand files each would be a load on the file system of their own.
         "srun_args": [
             *([f"--mpi={site.mpi}"] if site.mpi else []),
-            "--kill-on-bad-exit=1",
+            # All ranks end together, each with the exit code of the tool: killing on the first bad one would lose it.
+            "--kill-on-bad-exit=0",
+            f"--wait={_END_SECONDS}",
             "--output=all",
             "--error=all",
         ],

@@ -104,7 +104,7 @@ class Cluster:
         if self.call("squeue", "--noheader"):
             self.call("scancel", "--user=root")
             until(lambda: not self.call("squeue", "--noheader"))
-        until(lambda: self._idle())
+        until(self._idle)
 
     def _idle(self) -> bool:
         return self.call("sinfo", "--noheader", "--partition=debug", "--format=%T").split() == ["idle"]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hpcstress.result import Result
 from tests.fake_mlflow import FakeMlflow, serving
-from tests.slurm.cluster import NODES, Cluster
+from tests.jobs import SMALL
+from tests.mpi.test_jobs import no_report
+from tests.slurm.cluster import Cluster
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +21,9 @@ TINY = ["--repeats=1", "--warmup=0", "--params=5", "--artifact-size=1kB", "--sle
 def run(
     cluster: Cluster, folder: Path, server: FakeMlflow, *words: str, where: tuple[str, ...] = ("--mpi=pmi2",)
 ) -> tuple[int, str, str]:
-    return cluster.srun(*where, "-N4", "--", "-m", "hpcstress", *words, cwd=folder, **server.environment)
+    return cluster.srun(
+        *where, "-N4", "--", "-m", "hpcstress", *words, cwd=folder, **no_report(folder), **server.environment
+    )
 
 
 def test_eight_ranks_on_four_nodes_make_one_whole_result(cluster: Cluster, tmp_path: Path) -> None:
@@ -28,7 +32,7 @@ def test_eight_ranks_on_four_nodes_make_one_whole_result(cluster: Cluster, tmp_p
         code, told, complaints = run(cluster, tmp_path, server, *TINY, "--runs=8,16", "--output=job", where=where)
         assert (code, complaints.count("Traceback")) == (0, 0), complaints
         assert len(server.runs) == 24
-    assert "INCOMPLETE" not in told
+    assert told.count("The result is ") == 1
     with Result(tmp_path / "job" / "result.h5") as result:
         assert result.complete
         assert result.facts["ranks"] == 8
@@ -40,10 +44,12 @@ def test_eight_ranks_on_four_nodes_make_one_whole_result(cluster: Cluster, tmp_p
 
 
 def test_sixty_four_ranks(cluster: Cluster, tmp_path: Path) -> None:
+    plan = replace(SMALL, runs=(64,), timeout=60)
+    where = ["--mpi=pmi2", "-N4", "-n64", "--ntasks-per-node=16", "--"]
     with serving() as server:
-        where = ("--mpi=pmi2", "-n64", "--ntasks-per-node=16")
-        code, _, complaints = run(cluster, tmp_path, server, *TINY, "--runs=64", "--output=job", where=where)
-        assert code == 0, complaints
+        words = [*where, "-m", "tests.mpi.job", "job", plan.to_json()]
+        code, _, complaints = cluster.srun(*words, cwd=tmp_path, **server.environment)
+        assert (code, complaints) == (0, "")
         assert len(server.runs) == 64
     with Result(tmp_path / "job" / "result.h5") as result:
         assert result.complete
