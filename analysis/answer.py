@@ -213,7 +213,7 @@ def remarks_of(steps: tuple[StepStatistics, ...], objective: float) -> tuple[str
     if lacking:
         remarks.append(
             f"The server does not have {_listed([name.replace('_', ' ') for name in lacking])}: "
-            "each rank asked once and left it out from then on."
+            "once an answer said so, it was left out."
         )
     for step in steps:
         where = f"At {step.where}"

@@ -14,7 +14,8 @@ import numpy as np
 
 from analysis.frame import OPERATIONS, Frame
 from analysis.percentiles import Percentiles, Sample, Values
-from hpcstress.record import Operation, Outcome
+from analysis.statistics import failures
+from hpcstress.record import Operation
 from hpcstress.result import Result
 
 _COLUMNS = ("step", "run", "seq", "op", "outcome", "attempt", "start", "end")
@@ -138,7 +139,7 @@ def calls_of(frame: Frame) -> tuple[Calls, ...]:
     )
     most = np.zeros(len(chosen) + 1, np.int64)
     np.maximum.at(most, rows.call, attempt)
-    whole, failed = took[chosen], rows["outcome"][chosen] != Outcome.ok
+    whole, failed = took[chosen], failures(rows.columns)[chosen]
     return tuple(
         Calls(
             operation=OPERATIONS[code],
@@ -267,7 +268,7 @@ def _cost(frame: Frame, rows: _Rows, calls: int) -> Cost:
         calls=calls,
         requests=int(np.count_nonzero(rows.begins)),
         attempts=int(np.count_nonzero(rows.asks)),
-        failed=int(np.count_nonzero(rows.asks & (rows["outcome"] != Outcome.ok))),
+        failed=int(np.count_nonzero(rows.asks & failures(rows.columns))),
         cpu_seconds=float(frame.health["cpu_seconds"].sum()),
         memory=int(frame.health["max_rss"].max(initial=0)),
         ghosts=int(frame.audit["ghosts"].sum()),

@@ -60,7 +60,7 @@ class Search(NamedTuple):
 
 @dataclass
 class Lacking:
-    """Remember which optional operations the server has not, so that a rank asks for each of them once."""
+    """Remember which optional operations the server has not, so that a rank leaves them out from then on."""
 
     operations: set[Operation] = field(default_factory=set)
 

@@ -219,7 +219,7 @@ def test_what_the_server_does_not_have_is_said_once_and_is_no_failure() -> None:
     assert steps[0].failed == 0
     assert steps[0].first_failure is None
     assert remarks_of(steps, 1.0) == (
-        "The server does not have list workspaces and log spans: each rank asked once and left it out from then on.",
+        "The server does not have list workspaces and log spans: once an answer said so, it was left out.",
     )
     assert timeline(frame).spans[0].failures == {}
 

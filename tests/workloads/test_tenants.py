@@ -296,10 +296,25 @@ def test_on_a_server_without_workspaces_all_is_in_one_place_and_a_note_says_so(t
         assert "The server has no workspaces: all tenants were in one place." in result.notes
         assert any("no workspaces" in sentence for sentence in heard.sentences)
         assert cleaned(server, result).experiments == 5
-    rows = result.rows(("op", "outcome"))
-    lacking = rows[rows["outcome"] == Outcome.not_supported]["op"]
-    # The warm-up has been told: that is once, and not in the result.
-    assert len(lacking) == 0
+
+
+@pytest.mark.parametrize("client", ["wire", "stock"])
+def test_nobody_asks_for_workspaces_that_the_server_is_known_not_to_have(tmp_path: Path, client: str) -> None:
+    with serving() as server:
+        # Were it asked for them, MLflow's client would try eight times.
+        plan = replace(JOB, client=client, retries="none", warmup=0, iterations=1, artifacts=0)
+        assert play(tmp_path / "job", plan, server.environment) == 0
+        assert sum(seen.path.endswith("/workspaces") for seen in server.requests) == 1  # before the load
+    with Result(tmp_path / "job" / "result.h5") as result:
+        rows = result.rows(("op", "outcome"))
+    assert set(rows["outcome"]) == {Outcome.ok}
+    assert Operation.search_prompts in rows["op"]
+
+
+def test_who_browses_asks_for_workspaces_where_there_are_some() -> None:
+    asked = {there: counted(played(SEED, 9, place=Place("1", workspaces=there))) for there in (True, False)}
+    assert asked[True] == BROWSING
+    assert asked[False] == {name: times for name, times in BROWSING.items() if name != "list_workspaces"}
 
 
 def test_without_prompts_each_rank_is_told_once_and_the_audit_knows(server: FakeMlflow, tmp_path: Path) -> None:
