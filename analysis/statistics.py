@@ -6,8 +6,8 @@ attempt of its own, the operation `connect`: it has its own row among the operat
 the step; but it is no request, and neither counted nor timed as one. That a server lacks an operation which not every
 server has is no failure either: it is asked for once, and left out from then on.
 
-Throughput is that of the load: where users go on for a given time, answers that come after it count no more, so that
-one last slow answer does not thin out all before it. Runs end with the load, and so all that came to an end count.
+Throughput is that of the load: where users go on for a given time, answers that come after it count no more, nor do
+runs that end after it, so that one last slow answer does not thin out all before it.
 """
 
 from __future__ import annotations
@@ -258,7 +258,7 @@ def _step(frame: Frame, row: Any, attempts: Columns, bad: Values, service: Sampl
         runs=len(runs_due) if frame.users else int(row["size"]),
         runs_finished=int(row["runs_finished"]),
         at_once=_most_at_once(runs_begin, runs_end),
-        runs_per_second=_rate(int(row["runs_finished"]), load),
+        runs_per_second=_rate(int(row["runs_finished"]) - _finished_after(load_end, attempts, bad), load),
         requests=len(service),
         requests_per_second=_rate(int(np.count_nonzero(good & request & (end <= load_end))), load),
         service=service.percentiles(),
@@ -284,6 +284,14 @@ def _most_at_once(begin: Values, end: Values) -> int:
         return 0
     ended = np.searchsorted(np.sort(end), np.sort(begin), side="right")
     return int((np.arange(1, len(begin) + 1) - ended).max())
+
+
+def _finished_after(load_end: int, attempts: Columns, bad: Values) -> int:
+    """Return how many runs ended after the load, and ended well: with an attempt that was no failure."""
+    late = np.flatnonzero(attempts["end"] > load_end)
+    latest_first = late[np.argsort(attempts["end"][late], kind="stable")[::-1]]
+    last = np.unique(attempts["run"][latest_first], return_index=True)[1]
+    return int(np.count_nonzero(~bad[latest_first[last]]))
 
 
 def _load_end(load_seconds: float, *, timed: bool) -> int:
