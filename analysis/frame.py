@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from os.path import realpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +85,15 @@ class Frame:
             first, last = np.searchsorted(in_order, [row["step"], row["step"] + 1])
             chosen = slice(first, last) if order is None else order[first:last]
             yield row, {name: values[chosen] for name, values in self.attempts.items()}
+
+
+def see_that_each_is_another(results: Sequence[Path]) -> None:
+    """Refuse a result that is given twice, by whatever names: its rows would count twice."""
+    known: dict[str, Path] = {}
+    for result in results:
+        if (place := realpath(result)) in known:
+            raise UsageRefusal(f"{known[place]} is given twice: give each result once.")
+        known[place] = result
 
 
 def read(path: Path | str) -> Frame:

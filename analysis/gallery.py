@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from analysis import figures
 from analysis.frame import Frame
 from analysis.published import mantik, matrix, operations
-from analysis.published.labels import server_label
+from analysis.published.labels import label_of
 from analysis.statistics import Statistics
 
 
@@ -45,7 +45,7 @@ class Gallery:
     def add(self, frame: Frame, statistics: Statistics) -> None:
         """Keep what a result has for pictures, if it has anything."""
         workload = str(frame.plan["workload"])
-        label = server_label(frame.facts)
+        label = label_of(frame)
         if workload in mantik.WORKLOADS and not frame.users:
             self._timings.setdefault(workload, {}).setdefault(label, []).extend(mantik.timings(frame))
         elif workload in matrix.WORKLOADS:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from analysis import figures, units
 from analysis.client_tax import calls_of, compare, pairs_of
 from analysis.figures import style
-from analysis.frame import Frame, read
+from analysis.frame import Frame, read, see_that_each_is_another
 from analysis.gallery import Gallery
 from analysis.ladders import varied
 from analysis.percentiles import Estimate
@@ -50,6 +50,7 @@ def write_report(results: Sequence[Path], folder: Path | None = None) -> Path:
     """
     if not results:
         raise UsageRefusal("There is nothing to report on: give the path of at least one result.")
+    see_that_each_is_another(results)
     folder = results[0].parent / "report" if folder is None else folder
     page = folder / PAGE
     with _writing(folder):

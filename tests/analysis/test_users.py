@@ -44,6 +44,21 @@ def test_users_began_as_many_runs_as_they_began() -> None:
     assert (step.size, step.runs, step.runs_finished, step.users) == (8, 32, 32, True)
 
 
+def test_runs_per_second_are_those_that_ended_while_there_was_load() -> None:
+    in_time = [iteration(run, 0, 0, 4_000) for run in range(20)]
+    late = [iteration(run, 9_000, 9_000, 30_000) for run in range(20, 25)]
+    # One failed after the load: it never came to an end, and takes nothing from those that did in time.
+    broken = iteration(25, 9_000, 9_000, 12_000, outcome=Outcome.timeout)
+    # One was sent again after the load, and ended well.
+    again = [
+        iteration(26, 9_000, 9_000, 11_000, outcome=Outcome.server_error),
+        {"run": 26, "seq": 1, "due": 11_000 * MS, "start": 11_000 * MS, "end": 12_000 * MS, "attempt": 2},
+    ]
+    step = only(of([*in_time, *late, broken, *again], size=8, finished=26))
+
+    assert (step.runs_finished, step.load_seconds, step.runs_per_second) == (26, 10.0, 2.0)
+
+
 def test_a_step_of_users_is_taken_when_all_runs_that_they_began_came_to_an_end() -> None:
     attempts = [iteration(run, 0, 0, 10) for run in range(32)]
 
