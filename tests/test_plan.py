@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from itertools import product
 from pathlib import Path
@@ -454,6 +455,48 @@ def test_a_file_that_cannot_be_read_is_refused_with_the_reason(tmp_path: Path) -
     latin.write_bytes('experiment = "größer"'.encode("latin-1"))
     with pytest.raises(UsageRefusal, match=r"latin\.toml is not written in UTF-8"):
         named(str(latin), WORKLOADS, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("runs = " + "[" * 1000 + "]" * 1000, "is nested too deep"),
+        ("runs = " + "[" * 300 + "]" * 300, r"--runs: The ladder \[\[\["),
+        ("runs" + ".a" * 300 + " = 1", "--runs: The ladder {'a'"),
+        ("runs" + ".a" * 1000 + " = 1", "is nested too deep"),
+        ("a" * 50_000 + " = 1", "There is no option --aaa"),
+        ("seed = '" + "a" * 50_000 + "'", "--seed: 'aaa"),
+        ("a = {a.a = 1, " + "a" * 5000 + " = 1, " + "a" * 5000 + " = 1}", "is not valid TOML"),
+        ("a" + ".a" * 30_000 + " = 1", "has a line with more than 1,000 dots"),
+        ("seed = 1" + "\n" * 64_000, "is longer than 64kB"),
+    ],
+    ids=[
+        "deep",
+        "less deep",
+        "deep keys",
+        "deeper keys",
+        "a long name",
+        "a long value",
+        "a long name twice",
+        "dots",
+        "a long file",
+    ],
+)
+def test_a_hostile_file_is_refused_in_a_short_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text, "utf-8")
+    with pytest.raises(UsageRefusal, match=sentence) as refusal:
+        named(str(path), WORKLOADS, [])
+    assert len(str(refusal.value)) < 2000
+
+
+def test_a_plan_is_a_regular_file(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe.toml", tmp_path / "link.toml"
+    os.mkfifo(pipe)
+    link.symlink_to("/dev/zero")
+    for path in (pipe, link):
+        with pytest.raises(UsageRefusal, match=f"{path.name} is no regular file"):
+            named(str(path), WORKLOADS, [])
 
 
 @pytest.mark.parametrize(
