@@ -153,6 +153,8 @@ class Plan:
         rungs = prod(len(values) for _, values in self._swept()) * len(self.users or self.runs)
         if rungs * self.repeats > _MOST_STEPS:
             raise UsageRefusal(f"--repeats: {self.repeats} times the ladder are more than {_MOST_STEPS} steps.")
+        if self.artifact_folder:
+            self._check_own_files()
         for variation in filter(None, self._variations()):
             try:
                 self.varied(variation)
@@ -164,6 +166,14 @@ class Plan:
             raise UsageRefusal("--rate: say for how long with --duration.")
         if self.rate and self.iterations:
             raise UsageRefusal("--rate: as many iterations become due as it says, leave --iterations out.")
+
+    def _check_own_files(self) -> None:
+        # All rungs would send the same files, under the names of sizes and numbers that were never sent.
+        swept = self._swept()
+        kept = [(name, values) for name, values in swept if name.replace("-", "_") not in _OF_MADE_ARTIFACTS]
+        if kept != swept:
+            rest = " ".join(f"{name}={','.join(values)}" for name, values in kept)
+            raise UsageRefusal(f"--artifact-folder: number and sizes of its files cannot vary: write --sweep '{rest}'.")
 
     @property
     def rungs(self) -> tuple[Rung, ...]:
@@ -253,6 +263,8 @@ _SWEPT = [
     *("params", "metrics", "points", "tags", "spans", "artifacts", "artifact_size", "uploads", "method", "max_results"),
     *("tenants", "iterations", "rate", "think_time"),
 ]
+
+_OF_MADE_ARTIFACTS = ("artifacts", "artifact_size")
 
 
 def flag(name: str) -> str:

@@ -58,7 +58,7 @@ def drawn(draw: st.DrawFn) -> Plan:
         options |= {"duration": 0.0, "rate": 0.0, "think_time": 0.0}
     if not options["duration"] or options["iterations"]:
         options["rate"] = 0.0
-    if options["repeats"] > 500:
+    if options["repeats"] > 500 or options["artifact_folder"]:
         options["sweep"] = ""
     return Plan(**options)
 
@@ -384,6 +384,28 @@ def test_a_sweep_with_more_variations_than_steps_can_be_numbered_is_refused_at_o
     assert len(Plan(runs=(1,), repeats=65, sweep=f"params={values}").steps) == 65_000
     with pytest.raises(UsageRefusal, match=r"^--repeats: 66 times the ladder"):
         Plan(runs=(1,), repeats=66, sweep=f"params={values}")
+
+
+@pytest.mark.parametrize(
+    ("sweep", "rest"),
+    [
+        ("artifact-size=1kB,1MB", ""),
+        ("artifacts=1,2 uploads=1,8", "uploads=1,8"),
+        ("params=1,2 artifact_size=5B method=log_artifact", "params=1,2 method=log_artifact"),
+    ],
+)
+def test_sizes_and_numbers_of_ones_own_files_cannot_vary(sweep: str, rest: str) -> None:
+    with pytest.raises(UsageRefusal, match=f"^--artifact-folder: .* cannot vary: write --sweep '{rest}'\\.$"):
+        Plan(artifact_folder="mine", sweep=sweep)
+    assert Plan(artifact_folder="mine", sweep=rest).sweep == rest
+
+
+def test_the_shipped_plan_of_artifacts_says_how_it_takes_a_folder() -> None:
+    plan = named("artifacts", WORKLOADS, [])
+    with pytest.raises(UsageRefusal, match="write --sweep 'uploads=1,8'"):
+        plan.with_options({"artifact_folder": "mine"})
+    taken = plan.with_options({"artifact_folder": "mine", "sweep": "uploads=1,8"})
+    assert [rung.variation for rung in taken.rungs] == ["uploads=1", "uploads=8"]
 
 
 # Users and arrivals.
