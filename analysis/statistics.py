@@ -202,13 +202,13 @@ def measure(frame: Frame) -> Statistics:
     )
 
 
-def failures(attempts: Columns) -> Values:
+def failures(attempts: Mapping[str, Values]) -> Values:
     """Tell of each attempt whether it failed; that a server lacks an optional operation is no failure."""
     bad: Values = (attempts["outcome"] != Outcome.ok) & ~_not_there(attempts)
     return bad
 
 
-def _not_there(attempts: Columns) -> Values:
+def _not_there(attempts: Mapping[str, Values]) -> Values:
     lacking: Values = attempts["outcome"] == Outcome.not_supported
     return lacking & np.isin(attempts["op"], _OPTIONAL) if lacking.any() else lacking
 

@@ -250,7 +250,7 @@ def test_a_result_can_be_audited_again(server: FakeMlflow, tmp_path: Path) -> No
     _, result = job(server, tmp_path / "job")
     said: list[str] = []
     assert audit_result(World(), result.path, server.environment, said.append)
-    assert said == ["step 1 (10 runs): 12 of 12 runs read back are intact, no ghost run"]
+    assert said == ["step 1 (10 users): 12 of 12 runs read back are intact, no ghost run"]
 
 
 @pytest.mark.parametrize("lie", ["forget_experiment", "forget_model"])
