@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from hpcstress.servers import mlflow
+from hpcstress.servers import fasttrackml, mlflow, mlflow_go
 from hpcstress.servers.deployment import Deployment, Front
 from hpcstress.servers.spec import SERVERS, Spec, read
 
-__all__ = ["Deployment", "NAMES", "Spec", "read", "start"]
+__all__ = ["NAMES", "Deployment", "Spec", "read", "start"]
 
 NAMES: tuple[str, ...] = tuple(SERVERS)
 
@@ -17,6 +17,10 @@ NAMES: tuple[str, ...] = tuple(SERVERS)
 _ASSEMBLE: dict[str, Callable[[Spec, Deployment], Front]] = {
     "mlflow-sqlite": mlflow.assemble,
     "mlflow-postgres": mlflow.assemble,
+    "fasttrackml-sqlite": fasttrackml.assemble,
+    "fasttrackml-postgres": fasttrackml.assemble,
+    "mlflow-go-sqlite": mlflow_go.assemble,
+    "mlflow-go-postgres": mlflow_go.assemble,
 }
 
 

