@@ -269,6 +269,19 @@ def serve(
     return OK
 
 
+@app.command(name="servers")
+def servers_() -> int:
+    """List the servers that can be started here, their parts and options."""
+    from rich.console import Console
+
+    from hpcstress.servers import described
+
+    console = Console(highlight=False, soft_wrap=True)
+    for line in described():
+        console.print(line, markup=False)
+    return OK
+
+
 @app.command
 @_planned
 def doctor(plan: PlanName = None, /, **options: Any) -> int:

@@ -112,6 +112,9 @@ OPTIONAL = frozenset(
 )
 """Operations that not every server has: one that is answered with `not_supported` is left out from then on."""
 
+LEFT_TO_CLIENTS = frozenset({Operation.log_artifact, Operation.list_artifacts, Operation.download_artifact})
+"""Operations that a server may leave to its clients: `not_supported` without a request, and left out for that step."""
+
 
 class Outcome(enum.IntEnum):
     """How an attempt ended. Everything but `ok` is a failure, and says what to look at first."""

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from hpcstress.errors import Refusal
 from hpcstress.servers import fasttrackml, mlflow, mlflow_go
 from hpcstress.servers.deployment import Deployment, Front
-from hpcstress.servers.spec import SERVERS, Spec, read
+from hpcstress.servers.spec import DEFAULTS, OPTIONS, SERVERS, Spec, read
 
 __all__ = ["NAMES", "Deployment", "Spec", "read", "start"]
+
+# What refuses a server that this machine cannot have, without starting it.
+_LACKS: dict[str, Callable[[], object]] = {"mlflow-sqlite": mlflow.own, "mlflow-postgres": mlflow.own_with_postgres}
 
 NAMES: tuple[str, ...] = tuple(SERVERS)
 
@@ -22,6 +26,35 @@ _ASSEMBLE: dict[str, Callable[[Spec, Deployment], Front]] = {
     "mlflow-go-sqlite": mlflow_go.assemble,
     "mlflow-go-postgres": mlflow_go.assemble,
 }
+
+
+def described() -> list[str]:
+    """Return what can be started here: names, parts, options, and what this machine lacks."""
+    wide = max(map(len, SERVERS)) + 2
+    lines = ["Servers:"]
+    for name, named in SERVERS.items():
+        lines.append(f"  {name:{wide}}{named.told}")
+        lines.append(f"  {'':{wide}}parts: {', '.join(named.parts)}; options: {', '.join(named.options) or 'none'}")
+        if lacking := lack(name):
+            lines.append(f"  {'':{wide}}not here: {lacking}")
+    lines.append("Options, behind the name with commas between them, such as mlflow-postgres,workers=2,workspaces:")
+    wide = max(map(len, OPTIONS)) + 2
+    for option, told in OPTIONS.items():
+        usual = told["kind"].text(DEFAULTS[option])
+        lines.append(f"  {option:{wide}}{told['told']} [{usual}]")
+    lines.append(f"  {'@VERSION':{wide}}behind the name, another version of MLflow: mlflow-postgres@2.22.5")
+    return lines
+
+
+def lack(name: str) -> str:
+    """Return why a server cannot be started here, as far as that shows before; empty where nothing does."""
+    look = _LACKS.get(name)
+    try:
+        if look is not None:
+            look()
+    except Refusal as refusal:
+        return str(refusal)
+    return ""
 
 
 def start(

@@ -1,4 +1,4 @@
-"""Programs that do not fit into this Python: isolated environments made by `uv`, once for all, their versions pinned."""
+"""Programs that do not fit into this Python: isolated environments made by `uv`, once for all, with pins."""
 
 from __future__ import annotations
 

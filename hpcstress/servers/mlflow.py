@@ -66,10 +66,22 @@ def own() -> Program:
     return program
 
 
+def own_with_postgres() -> Program:
+    """Return the MLflow of this Python; refuse where it cannot talk to PostgreSQL."""
+    try:
+        version("psycopg2-binary")
+    except PackageNotFoundError:
+        raise Refusal(
+            "An MLflow server on PostgreSQL cannot be started here because psycopg2-binary is not installed: "
+            "run `pip install 'hpcstress[server]'`, or take mlflow-sqlite."
+        ) from None
+    return own()
+
+
 def program(spec: Spec, site: Deployment) -> Program:
     """Return the MLflow that a server is to be: of this Python, or of an environment that is made for its version."""
     if not spec.version:
-        return own()
+        return own_with_postgres() if spec.name != "mlflow-sqlite" else own()
     return Program(str(provide(environment(spec.version), site.say, site.check) / "bin" / "python"), spec.version)
 
 
@@ -160,6 +172,7 @@ def recipe(
             *(["--gunicorn-opts", f"-k gthread --threads {_THREADS} --timeout 120"] if spec.gunicorn else []),
             *(["--allowed-hosts", _hosts(site.host, port)] if site.host not in _LOOPBACK else []),
         ),
+        before=_users_first(chosen, data) if signs_in and chosen.release < (3, 17) else (),
         # The first worker answers while the others are still starting: wait for all of them.
         ready=lambda log: _started(log) >= spec.workers and answers(port),
         files={"auth.ini": _sign_in(spec, chosen, data, password)} if signs_in else {},
@@ -175,6 +188,17 @@ def recipe(
         secrets=(password, key, *data.secrets),
         stamp=f"MLflow {chosen.version}",
     )
+
+
+def _users_first(chosen: Program, data: Database) -> tuple[tuple[str, ...], ...]:
+    """Return the command that makes the users' tables: older workers all do it at once, and fall over each other."""
+    return ((chosen.python, "-P", "-m", "mlflow.server.auth", "db", "upgrade", "--url", _users(chosen, data)),)
+
+
+def _users(chosen: Program, data: Database) -> str:
+    """Return the address of the database of users: the one of runs where the two go together, else a file."""
+    together = data.environment and chosen.release >= (3, 17)
+    return f"postgresql+psycopg2://{data.place}" if together else "sqlite:///auth.db"
 
 
 def clean(environment: Mapping[str, str]) -> dict[str, str]:
@@ -194,11 +218,10 @@ def _hosts(host: str, port: int) -> str:
 
 
 def _sign_in(spec: Spec, chosen: Program, data: Database, password: str) -> str:
-    address = f"postgresql+psycopg2://{data.place}" if data.environment else "sqlite:///auth.db"
     lines = [
         "[mlflow]",
         "default_permission = READ",
-        f"database_uri = {address}",
+        f"database_uri = {_users(chosen, data)}",
         f"admin_username = {USER}",
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth",
     ]
@@ -210,11 +233,11 @@ def _sign_in(spec: Spec, chosen: Program, data: Database, password: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def answers(port: int, host: str = "127.0.0.1") -> bool:
-    """Tell whether a server says that it is healthy; one that wants a sign-in for that is."""
-    connection = http.client.HTTPConnection(host, port, timeout=5)
+def answers(port: int, path: str = "/health") -> bool:
+    """Tell whether a server of this machine answers as a healthy one; one that wants a sign-in for that is."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
-        connection.request("GET", "/health")
+        connection.request("GET", path)
         return connection.getresponse().status in (200, 401)
     except (OSError, http.client.HTTPException):
         return False

@@ -42,7 +42,8 @@ def assemble(spec: Spec, site: Deployment) -> Front:
                 *("--workers", str(spec.workers), "--go-opts", "log_level=warn,shutdown_timeout=2s"),
                 *("--backend-store-uri", address, "--artifacts-destination", "artifacts"),
             ),
-            ready=lambda log: log.count("Booting worker with pid") >= spec.workers and mlflow.answers(port),
+            # What it does not know it asks of MLflow behind it: that takes longer to start.
+            ready=lambda _: mlflow.answers(port) and mlflow.answers(port, "/api/2.0/mlflow-artifacts/artifacts?path="),
             environment={
                 **mlflow.clean(os.environ),
                 **data.environment,
