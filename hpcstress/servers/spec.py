@@ -45,9 +45,9 @@ SERVERS: dict[str, Named] = {
     "fasttrackml-postgres": Named(
         "FastTrackML on PostgreSQL", ("database", "tracking"), ("pool", "auth"), auth=("basic", "none")
     ),
-    "mlflow-go-sqlite": Named("MLflow 2.22 behind mlflow-go, on SQLite; has no sign-in", ("tracking",), ("workers",)),
+    "mlflow-go-sqlite": Named("MLflow 3.0 behind mlflow-go, on SQLite; has no sign-in", ("tracking",), ("workers",)),
     "mlflow-go-postgres": Named(
-        "MLflow 2.22 behind mlflow-go, on PostgreSQL; has no sign-in", ("database", "tracking"), ("workers",)
+        "MLflow 3.0 behind mlflow-go, on PostgreSQL; has no sign-in", ("database", "tracking"), ("workers",)
     ),
 }
 DEFAULT = "mlflow-sqlite"
