@@ -167,10 +167,10 @@ class Deployment:
             raise Refusal(f"Another server is using the folder {self.folder}: stop it first, or give another folder.")
         try:
             told = json.loads((self.folder / _STAMPS).read_text() or "{}")
-            of, self._stamps = told.get("server", self.name), told.get("parts", {})
+            of, self._stamps = told.get("server", self.name), dict(told.get("parts", {}))
             if (self.folder / _SECRETS).exists():
                 self._secrets = json.loads((self.folder / _SECRETS).read_text())
-        except (ValueError, AttributeError):
+        except (ValueError, TypeError, AttributeError):
             raise Refusal(f"{self.folder / _STAMPS} was not written by hpcstress: give another folder.") from None
         if of != self.name:
             raise Refusal(f"The folder {self.folder} holds data of the server {of}: start that, or give a new folder.")
