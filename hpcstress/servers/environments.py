@@ -80,7 +80,7 @@ def provide(wanted: Environment, say: Callable[[str], None], check: Callable[[],
     uv = _uv(what)
     try:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _alone(folder.with_suffix(".lock"), what, say, check) as descriptor:
+        with _alone(folder.with_name(f"{folder.name}.lock"), what, say, check) as descriptor:
             if not folder.is_dir():
                 _build(wanted, folder, uv, descriptor, say, check)
     except OSError as error:
@@ -136,7 +136,7 @@ def _build(
         )
     say(f"Installing {what} into {folder}: about {about_size(wanted.size)}, this once.")
     began = time.monotonic()
-    building = folder.with_suffix(".part")
+    building = folder.with_name(f"{folder.name}.part")
     # Nobody else is at it: what is there is of one that was killed.
     shutil.rmtree(building, ignore_errors=True)
     try:

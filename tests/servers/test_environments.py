@@ -80,7 +80,7 @@ def test_what_is_not_whole_is_not_there(uv: Callable[[str], Path], home: Path) -
         provide(WANTED, SAID.append)
     assert [path.suffix for path in home.iterdir()] == [".lock"]
     # Nor is what somebody left who was killed.
-    (WANTED.folder.with_suffix(".part") / "bin").mkdir(parents=True)
+    (WANTED.folder.with_name(f"{WANTED.folder.name}.part") / "bin").mkdir(parents=True)
     uv(WORKS)
     assert not (provide(WANTED, SAID.append) / "half").exists()
 
@@ -88,7 +88,7 @@ def test_what_is_not_whole_is_not_there(uv: Callable[[str], Path], home: Path) -
 def test_who_comes_second_waits_and_finds_it_made(uv: Callable[[str], Path], home: Path) -> None:
     asked = uv(WORKS)
     home.mkdir(parents=True)
-    path = WANTED.folder.with_suffix(".lock")
+    path = WANTED.folder.with_name(f"{WANTED.folder.name}.lock")
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
     assert lock.hold_alone(descriptor)
 

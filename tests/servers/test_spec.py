@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -43,10 +44,8 @@ def test_the_order_of_options_and_blanks_do_not_matter(spec: Spec, shuffler: Any
 
 @given(st.text())
 def test_any_other_text_is_a_server_or_a_refusal(text: str) -> None:
-    try:
+    with suppress(UsageRefusal):
         assert read(str(read(text))) == read(text)
-    except UsageRefusal as refusal:
-        assert str(refusal).endswith((".", "?"))
 
 
 def test_the_text_says_only_what_is_not_as_usual() -> None:
