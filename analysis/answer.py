@@ -73,6 +73,8 @@ def answer_of(steps: tuple[StepStatistics, ...], objective: float, audit: Rows) 
     """Return the answer in a sentence, or in one for each ladder, and in another what the audit leaves in doubt."""
     if not steps:
         return "There is no answer: no step was played."
+    if all(step.lacking and not step.failed and not step.requests_per_second for step in steps):
+        return "There is no answer: of what was asked for, the server has nothing."
     return _answer(steps, objective, losses(audit)) + _reservation(audit)
 
 

@@ -24,9 +24,10 @@ from analysis.ladders import Climb, climb
 from analysis.percentiles import Percentiles, Sample, Values, merge
 from analysis.units import count
 from hpcstress.plan import Rung
-from hpcstress.record import OPTIONAL, Operation, Outcome
+from hpcstress.record import LEFT_TO_CLIENTS, OPTIONAL, Operation, Outcome
 
 _OPTIONAL = np.array(sorted(OPTIONAL), np.uint8)
+_LEFT_TO_CLIENTS = np.array(sorted(LEFT_TO_CLIENTS), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,12 @@ def failures(attempts: Mapping[str, Values]) -> Values:
 
 def _not_there(attempts: Mapping[str, Values]) -> Values:
     lacking: Values = attempts["outcome"] == Outcome.not_supported
-    return lacking & np.isin(attempts["op"], _OPTIONAL) if lacking.any() else lacking
+    if not lacking.any():
+        return lacking
+    # What a server leaves to its clients is not even asked for: that takes no time at all.
+    left: Values = np.isin(attempts["op"], _LEFT_TO_CLIENTS) & (attempts["start"] == attempts["end"])
+    known: Values = np.isin(attempts["op"], _OPTIONAL) | left
+    return lacking & known
 
 
 def run_spans(attempts: Columns) -> tuple[Values, Values, Values]:

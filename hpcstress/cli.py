@@ -105,6 +105,10 @@ def _resolve(name: str | None, options: dict[str, Any]) -> Plan:
     plan = Plan() if name is None else named(name, [*MODULES], [word for word in app if not word.startswith("-")])
     plan = plan.with_options(given)
     check(plan)
+    if plan.server != Plan.server:
+        from hpcstress.servers.spec import read
+
+        read(plan.server)
     return plan
 
 
@@ -229,8 +233,18 @@ def data(
 
 
 @app.command
-def serve(name: Annotated[str, Parameter(help="Which server to start.")] = "mlflow", /) -> int:
-    """Start a server to play with on this machine; Ctrl-C stops it and removes what it stored."""
+def serve(
+    server: Annotated[str, Parameter(help="Which server to start, such as mlflow-postgres,workers=2.")] = Plan.server,
+    /,
+    *,
+    host: Annotated[str, Parameter(help="The address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, Parameter(help="The port to listen on, 0 for a free one.")] = 0,
+    keep: Annotated[
+        Path | None,
+        Parameter(help="The folder to keep its data in, and to go on with what is there.", show_default=False),
+    ] = None,
+) -> int:
+    """Start a server to play with on this machine; Ctrl-C stops it and, without --keep, removes its data."""
     import shlex
     import signal
     import threading
@@ -245,15 +259,28 @@ def serve(name: Annotated[str, Parameter(help="Which server to start.")] = "mlfl
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
-    with servers.start(name, say=_tell, check=check) as server:
-        for variable, value in server.environment.items():
+    with servers.start(server, keep, _tell, check, keep=keep is not None, host=host, port=port) as started:
+        for variable, value in started.environment.items():
             print(f"export {variable}={shlex.quote(value)}")
         sys.stdout.flush()
         _tell("The server runs until Ctrl-C. Put the lines above into another shell.")
         while not ended.wait(1.0):
-            obituary = server.obituary()
+            obituary = started.obituary()
             if obituary is not None:
                 raise Refusal(obituary)
+    return OK
+
+
+@app.command(name="servers")
+def servers_() -> int:
+    """List the servers that can be started here, their parts and options."""
+    from rich.console import Console
+
+    from hpcstress.servers import described
+
+    console = Console(highlight=False, soft_wrap=True)
+    for line in described():
+        console.print(line, markup=False)
     return OK
 
 

@@ -309,6 +309,7 @@ class Job:
         start, began = world.tell(None if start is None or began is None else (start, began))
         origin = start - self.offset_ns
         self.journal.begin(step.number, origin)
+        self.clients.lacking.ask_again()
         tally = Tally(owned)
         before = self.journal.requests
 

@@ -123,7 +123,10 @@ class Plan:
         "takes a database, too.",
     )
     server: str = _option(
-        "mlflow", quantity.TEXT, "Server", "The server to start on this machine when there is no address."
+        "mlflow-sqlite",
+        quantity.TEXT,
+        "Server",
+        "The server to start on this machine when there is no address; `hpcstress servers` lists them.",
     )
     experiment: str = _option(
         "hpcstress", quantity.TEXT, "Server", "The experiment's name; MLFLOW_EXPERIMENT_ID goes before it."

@@ -55,7 +55,7 @@ class Setup:
     place: Place
     facts: dict[str, Any]
     environment: dict[str, str] | None = field(default=None, repr=False)
-    server: servers.Server | None = field(default=None, repr=False)
+    server: servers.Deployment | None = field(default=None, repr=False)
     token: Token | None = field(default=None, repr=False)
     missing: list[int] = field(default_factory=list, repr=False)
     notes: list[str] = field(default_factory=list)
@@ -99,10 +99,10 @@ def _reach(plan: Plan, environment: Mapping[str, str], progress: Progress, resou
     if address := store_of(plan.uri, environment):
         return _open_store(plan, address, environment, session)
     if not is_named(plan.uri, environment):
-        parted = bool(workloads.workspaces(plan))
-        server = resources.enter_context(
-            servers.start(plan.server, say=progress.say, check=stop.check, workspaces=parted)
-        )
+        spec = servers.read(plan.server)
+        if workloads.workspaces(plan) and spec.takes("workspaces"):
+            spec = replace(spec, workspaces=True)
+        server = resources.enter_context(servers.start(spec, say=progress.say, check=stop.check))
         environment = started = server.environment
     target, version_told, experiment, spaces, ground = asyncio.run(_arrive(plan, environment))
     facts: dict[str, Any] = {

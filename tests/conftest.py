@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings
 
 from hpcstress import servers
-from hpcstress.servers import Server
+from hpcstress.servers import Deployment
 
 # How long an example takes says something about the machine, and nothing about the law.
 settings.register_profile("hpcstress", deadline=None)
@@ -23,9 +23,9 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session")
-def mlflow_server() -> Iterator[Server]:
+def mlflow_server() -> Iterator[Deployment]:
     """A real MLflow tracking server with sign-in, the same for all slow tests."""
-    with servers.start("mlflow") as server:
+    with servers.start("mlflow-sqlite") as server:
         yield server
 
 

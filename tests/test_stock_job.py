@@ -19,7 +19,7 @@ from hpcstress.ranks import World
 from hpcstress.record import Operation, Outcome
 from hpcstress.result import Result
 from hpcstress.schedule import Step
-from hpcstress.servers import Server
+from hpcstress.servers import Deployment
 from tests.fake_mlflow import Faults, serving
 from tests.jobs import REQUESTS, SMALL, Heard, play, requests
 
@@ -199,7 +199,7 @@ def test_what_a_database_has_lost_is_missing(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.slow
-def test_a_real_server_holds_what_mlflows_client_was_acknowledged(tmp_path: Path, mlflow_server: Server) -> None:
+def test_a_real_server_holds_what_mlflows_client_was_acknowledged(tmp_path: Path, mlflow_server: Deployment) -> None:
     plan = replace(STOCK, params=250, artifacts=2, warmup=2, timeout=60)
     assert play(tmp_path / "job", plan, mlflow_server.environment) == OK
     with Result(tmp_path / "job" / "result.h5") as result:

@@ -449,7 +449,7 @@ def test_cleaning_with_prefill_leaves_nothing(server: FakeMlflow, tmp_path: Path
 @pytest.mark.slow
 def test_a_real_server_has_tenants_keeps_what_they_make_and_gives_it_up_again(tmp_path: Path) -> None:
     plan = replace(FILLED, users=(5,), tenants=2, prefill_experiments=1, timeout=60)
-    with servers.start("mlflow", say=str, workers=2, workspaces=True) as server:
+    with servers.start("mlflow-sqlite,workers=2,workspaces", say=str) as server:
         code = play(tmp_path / "job", plan, server.environment)
         result = Result(tmp_path / "job" / "result.h5")
         assert code == 0
