@@ -376,17 +376,31 @@ def test_damage_is_never_read_as_data_and_never_more_than_a_refusal(whole: bytes
 
 def test_of_a_result_from_before_a_column_the_column_is_empty(tmp_path: Path) -> None:
     path = write(tmp_path / "result.h5", made_rows(3))
-    later = {"steps": ["runs_begun", "variation"], "health": ["dropped"]}
+    later = {
+        "steps": {"runs_begun": 0, "variation": b""},
+        "health": {"dropped": 0},
+        # What was not counted is not known, where 0 would be a number.
+        "server": {"pid": 0, "command": b"", "threads": -1, "files": -1, "connections": -1},
+    }
     with h5py.File(path, "a") as file:
-        for table, names in later.items():
-            for name in names:
+        for table, columns in later.items():
+            for name in columns:
                 del file[f"{table}/{name}"]
     with Result(path) as result:
-        for table, names in later.items():
+        for table, columns in later.items():
             rows, made = result.table(table), made_tables()[table]
             for name in rows.dtype.names:
-                expected = np.zeros_like(made[name]) if name in names else made[name]
-                assert rows[name].tolist() == expected.tolist()
+                expected = [columns[name]] * len(made) if name in columns else made[name].tolist()
+                assert rows[name].tolist() == expected
+
+
+def test_of_a_result_from_before_a_table_the_table_is_empty(tmp_path: Path) -> None:
+    path = write(tmp_path / "result.h5", made_rows(3))
+    with h5py.File(path, "a") as file:
+        del file["prometheus"]
+    with Result(path) as result:
+        assert len(result.table("prometheus")) == 0
+        assert result.table("prometheus").dtype == TABLES["prometheus"]
 
 
 # A slice of one column.

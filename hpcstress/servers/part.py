@@ -146,18 +146,10 @@ class Part:
             return []
 
     def samples(self) -> np.ndarray[Any, np.dtype[Any]]:
-        """Return what the part used, one row of `TABLES["server"]` per second so far."""
-        import numpy as np
+        """Return what the part used, a row of `TABLES["server"]` per second and process so far."""
+        from hpcstress.servers.census import read
 
-        from hpcstress.result import TABLES
-
-        text = self._last_samples if self._samples.closed else _end(self._samples)
-        # A line without its full stop is one that a full disk cut off.
-        rows = [line.split() for line in text.splitlines() if line.endswith(" .")]
-        return np.array(
-            [(float(at), self.name, int(processes), float(cpu), int(rss)) for at, processes, cpu, rss, _ in rows],
-            TABLES["server"],
-        )
+        return read(self._last_samples if self._samples.closed else _end(self._samples), self.name)
 
     def stop(self) -> None:
         """End every process of the part and remove its folder, unless it is to be kept."""
