@@ -57,6 +57,7 @@ class Frame:
     ranks: Rows
     health: Rows
     server: Rows
+    prometheus: Rows
     audit: Rows
 
     @property
@@ -104,6 +105,7 @@ def read(path: Path | str) -> Frame:
             ranks=result.table("ranks"),
             health=result.table("health"),
             server=result.table("server"),
+            prometheus=result.table("prometheus"),
             audit=result.table("audit"),
         )
 
