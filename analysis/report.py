@@ -24,6 +24,7 @@ from analysis.statistics import Statistics, measure
 from analysis.summary import summary
 from analysis.tables import flat, tables, write_csv
 from analysis.timeline import timeline
+from analysis.usage import bottleneck, peaks, told, usage
 from analysis.verdict import judge
 from hpcstress.errors import Refusal, UsageRefusal
 from hpcstress.plan import OPTIONS, Plan, flag
@@ -96,6 +97,8 @@ def _section(path: Path, home: Path, beside: str, anchor: str, gallery: Gallery)
         "operations": statistics.operations,
         "calls": calls_of(frame),
         "pictures": _pictures(frame, statistics, home),
+        "bottleneck": bottleneck(frame, statistics.steps),
+        "peaks": peaks(frame, statistics.steps),
         "few": any(not step.service.p99.enough for step in statistics.steps),
         "changed": [row for row in _plan(frame.plan) if row["changed"]],
         "options": _plan(frame.plan),
@@ -117,14 +120,20 @@ def _taxes(frames: Sequence[Frame], folder: Path) -> list[dict[str, Any]]:
 
 def _pictures(frame: Frame, statistics: Statistics, home: Path) -> dict[str, str]:
     """Draw every figure of one result, save it as PNG, and return its address."""
+    line = timeline(frame)
+    parts = usage(frame, line.origin)
     with style.context():
         drawn = {
             "scaling": figures.scaling(statistics.steps, frame.objective),
             "operations": figures.operations(statistics),
             "percentiles": figures.percentiles(statistics, frame.objective),
-            "timeline": figures.timeline(timeline(frame)),
+            "timeline": figures.timeline(line),
             "health": figures.health(frame, statistics.steps),
         }
+        more = told(frame, line.origin)
+        if line.spans and (parts or more):
+            cores = int(frame.facts.get("processors") or 0) if len(frame.server) else 0
+            drawn["usage"] = figures.usage(timeline(frame, alike=True), parts, more, cores)
     return {name: _saved(figure, home / f"{name}.png") for name, figure in drawn.items()}
 
 

@@ -26,12 +26,13 @@ from hpcstress.record import Outcome
 from hpcstress.result import TABLES, Rows
 from hpcstress.target import prometheus_target
 
-# The names cpu (cores), memory (bytes), threads, files and connections are those that a report knows the units of.
+# A report takes cpu (cores), memory (bytes), threads, files and connections for what a part of the server uses, and
+# series of theirs with the same labels for the same part.
 DEFAULT_QUERIES: dict[str, str] = {
     "cpu": "sum by (groupname) (irate(namedprocess_namegroup_cpu_seconds_total[5m]))",
-    "memory": 'namedprocess_namegroup_memory_bytes{memtype="resident"}',
-    "threads": "namedprocess_namegroup_num_threads",
-    "files": "namedprocess_namegroup_open_filedesc",
+    "memory": 'sum by (groupname) (namedprocess_namegroup_memory_bytes{memtype="resident"})',
+    "threads": "sum by (groupname) (namedprocess_namegroup_num_threads)",
+    "files": "sum by (groupname) (namedprocess_namegroup_open_filedesc)",
     "mlflow_requests": "sum by (status) (irate(mlflow_http_request_total[5m]))",
     "mlflow_seconds": (
         "sum(irate(mlflow_http_request_duration_seconds_sum[5m]))"
