@@ -129,9 +129,10 @@ def _text(name: Any) -> str:
 
 
 def _name(labels: Any) -> str:
-    """Return the values of labels: what they are values of is the same for all series of a query."""
-    words = (pair.partition("=")[2] for pair in _text(labels).split(", ") if not pair.startswith("__name__="))
-    return " ".join(filter(None, words)) or "all"
+    """Return the values of labels, without those of Prometheus's own if there are others."""
+    pairs = [pair.partition("=") for pair in _text(labels).split(", ")]
+    words = [value for name, _, value in pairs if name not in ("__name__", "instance", "job") and value]
+    return " ".join(words or [value for name, _, value in pairs if name != "__name__" and value]) or "all"
 
 
 # What it means.
@@ -200,17 +201,17 @@ def bottleneck(frame: Frame, steps: tuple[StepStatistics, ...]) -> str:
                 f"The generator is the bottleneck: of the {_cores(cores)} that it shares with the server it used "
                 f"{number(generator)} at {step.where} ({beside}): let it run on another machine."
             )
-        beside = ", ".join([*others, f"the generator {number(generator)}"])
+        beside = ", ".join([*others, *([f"the generator {number(generator)}"] if generator else [])])
         return (
             f"The bottleneck is the CPU: {plain(busiest)} used {number(used[busiest])} of {_cores(cores)} at "
-            f"{step.where} ({beside})."
+            f"{step.where}{f' ({beside})' if beside else ''}."
         )
     if whole := _whole(frame, shares):
         return whole
     of = f" of {_cores(cores)}" if cores else " cores"
     return (
         f"No part of the server used all of its cores: the busiest, {plain(busiest)}, used {number(used[busiest])}{of} "
-        f"at {step.where}, the generator {number(generator)}."
+        f"at {step.where}{f', the generator {number(generator)}' if generator else ''}."
     )
 
 
@@ -219,7 +220,7 @@ def _cores(count: int) -> str:
 
 
 def _generator(frame: Frame, step: StepStatistics) -> float:
-    """Return how many cores the ranks on the server's machine used in a step."""
+    """Return how many cores the ranks on the server's machine used in a step, 0 if there are none."""
     ranks = frame.ranks["rank"][frame.ranks["host"] == str(frame.facts.get("host", "")).encode()[:64]]
     rows = frame.health[(frame.health["step"] == step.step) & np.isin(frame.health["rank"], ranks)]
     rows = rows[rows["wall_seconds"] > 0]

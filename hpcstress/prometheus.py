@@ -27,13 +27,17 @@ from hpcstress.result import TABLES, Rows
 from hpcstress.target import prometheus_target
 
 # A report takes cpu (cores), memory (bytes), threads, files and connections for what a part of the server uses, and
-# series of theirs with the same labels for the same part.
+# series of theirs with the same labels for the same part. A rate goes on for its five minutes after a series has ended:
+# `and` ends it there.
 DEFAULT_QUERIES: dict[str, str] = {
-    "cpu": "sum by (groupname) (irate(namedprocess_namegroup_cpu_seconds_total[5m]))",
+    "cpu": (
+        "sum by (groupname) (irate(namedprocess_namegroup_cpu_seconds_total[5m])"
+        " and namedprocess_namegroup_cpu_seconds_total)"
+    ),
     "memory": 'sum by (groupname) (namedprocess_namegroup_memory_bytes{memtype="resident"})',
     "threads": "sum by (groupname) (namedprocess_namegroup_num_threads)",
     "files": "sum by (groupname) (namedprocess_namegroup_open_filedesc)",
-    "mlflow_requests": "sum by (status) (irate(mlflow_http_request_total[5m]))",
+    "mlflow_requests": "sum by (status) (irate(mlflow_http_request_total[5m]) and mlflow_http_request_total)",
     "mlflow_seconds": (
         "sum(irate(mlflow_http_request_duration_seconds_sum[5m]))"
         " / sum(irate(mlflow_http_request_duration_seconds_count[5m]))"

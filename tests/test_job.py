@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 import psutil
 import pytest
+from hpcstress.servers.server import Recipe
 
 from hpcstress import servers, tokens
 from hpcstress.clocks import Offset
@@ -30,7 +31,6 @@ from hpcstress.recover import recover
 from hpcstress.result import TABLES, Result
 from hpcstress.schedule import Step
 from hpcstress.servers.port import free_port
-from hpcstress.servers.server import Recipe
 from tests.fake_mantik import FakeMantik
 from tests.fake_mlflow import FakeMlflow, Faults, served, serving
 from tests.jobs import REQUESTS, SMALL, Heard, play, requests

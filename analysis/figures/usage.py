@@ -78,11 +78,12 @@ def usage(line: Timeline, parts: Sequence[Usage], told: Sequence[Told] = (), cor
     ]
     if len(parts) > len(shown):
         handles.append(Line2D([], [], linestyle="", label=f"{len(parts) - len(shown):,} more in the table"))
+    longest = max((len(str(handle.get_label())) for handle in handles), default=0)
     if handles:
         figure.legend(
             handles=handles,
             loc="outside upper left",
-            ncols=4 if max(len(handle.get_label()) for handle in handles) < 20 else 3,
+            ncols=4 if longest < 20 else 3,
         )
     return figure
 
@@ -113,7 +114,7 @@ def _drawing_told(series: Sequence[Told]) -> Callable[[Axes, Place], None]:
         labels = []
         for one, look in zip(series[:_MOST_SERIES], style.lines(_MOST_SERIES), strict=False):
             _draw_line(axes, place(one.time), one.value, look)
-            labels.append((float(one.value[-1]), style.text(one.name)[:20], look.colour))
+            labels.append((float(one.value[-1]), units.plain(style.text(one.name), 20), look.colour))
         axes.margins(y=0.1)
         style.label_right(axes, labels, gap=0.2)
 

@@ -5,8 +5,8 @@
 It is a process and a session of its own, so that no signal to hpcstress reaches it, and holds the reading end of a pipe
 that hpcstress keeps open: the end of that pipe is the end of hpcstress, by `stop` or by SIGKILL. ORDERS is JSON: the
 fields of `Orders`. In the folder it writes `samples` (a line per second, see `census.py`) and, if the part ends by
-itself, `ended` (how). It is run by its path and imports nothing of hpcstress: it starts fast
-and works from every working directory.
+itself, `ended` (how). It is run by its path and imports nothing of hpcstress: it starts fast and works from every
+working directory.
 """
 
 from __future__ import annotations

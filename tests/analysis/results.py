@@ -190,6 +190,7 @@ def story(
     faults: Sequence[Fault] = (),
     outage: Outage | None = None,
     server: bool = True,
+    prometheus: np.ndarray | None = None,
     seed: int = 1,
     host: str = "node",
     notes: Sequence[str] = (),
@@ -261,6 +262,8 @@ def story(
     }
     if server:
         tables["server"] = server_use(steps, wall, outage)
+    if prometheus is not None:
+        tables["prometheus"] = prometheus
     plan = Plan(runs=runs, repeats=repeats, objective=objective).to_toml()
     return write(path, attempts, tables, plan=plan, facts=facts, notes=notes)
 

@@ -22,13 +22,13 @@ from urllib.parse import urlsplit
 import numpy as np
 import psutil
 import pytest
+from hpcstress.servers.server import Recipe
 
 import hpcstress
 from hpcstress import servers
 from hpcstress.errors import Interruption, Refusal, UsageRefusal
 from hpcstress.result import TABLES
 from hpcstress.servers import Server, mlflow
-from hpcstress.servers.server import Recipe
 
 Eventually = Callable[[Callable[[], object]], None]
 Little = Callable[..., Recipe]
