@@ -125,6 +125,7 @@ _ADDED: dict[str, object] = {
 }
 
 _CHUNK = 65536
+_MANY = 1000
 _CURES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room for it")
 _CURES[errno.ENOENT] = "find their folder"
 
@@ -226,9 +227,11 @@ class ResultWriter:
             self._held, self._held_length = [], 0
         for table, dtype in TABLES.items():
             rows = tables.get(table, np.zeros(0, dtype))
+            # A server that is watched for a day has millions of rows, most of which repeat the one before.
+            packed = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if len(rows) > _MANY else {}
+            checked = {"fletcher32": True} if len(rows) else {}
             for name in dtype.names or ():
-                checked = {"fletcher32": True} if len(rows) else {}
-                self._file.create_dataset(f"{table}/{name}", data=rows[name], dtype=dtype[name], **checked)
+                self._file.create_dataset(f"{table}/{name}", data=rows[name], dtype=dtype[name], **checked, **packed)
         self._file.attrs["notes"] = _text(json.dumps(list(notes)))
         self._file.attrs["complete"] = complete
         self._file.close()

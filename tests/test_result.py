@@ -116,6 +116,16 @@ def test_every_table_comes_back_equal(tmp_path: Path) -> None:
             assert np.array_equal(result.table(name), rows)
 
 
+def test_a_long_table_comes_back_equal_and_is_packed(tmp_path: Path) -> None:
+    rows = np.zeros(100_000, TABLES["server"])
+    rows["time"] = np.arange(len(rows)) // 10
+    rows["part"], rows["command"], rows["rss"] = b"database", b"postgres", 10**8
+    path = write(tmp_path / "result.h5", made_rows(1), made_tables() | {"server": rows})
+    assert path.stat().st_size < rows.nbytes / 20
+    with Result(path) as result:
+        assert np.array_equal(result.table("server"), rows)
+
+
 def test_a_table_that_nobody_filled_is_empty(tmp_path: Path) -> None:
     with Result(write(tmp_path / "result.h5", made_rows(1), {})) as result:
         for name, dtype in TABLES.items():
