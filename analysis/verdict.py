@@ -218,8 +218,14 @@ def _out_of_cpu(frame: Frame, steps: tuple[StepStatistics, ...]) -> str:
 
 
 def cpu_share(health: Rows) -> Rows:
-    """Return the share of a core that each row of the table `health` stands for, 0 where no time passed."""
-    wall = health["wall_seconds"]
+    """Return the share of a core that each row of the table `health` used while its step lasted, 0 where it did not.
+
+    A rank that had nothing to do, or was soon done, has held nobody up.
+    """
+    steps, places = np.unique(health["step"], return_inverse=True)
+    longest = np.zeros(len(steps))
+    np.maximum.at(longest, places, health["wall_seconds"])
+    wall = longest[places]
     shares: Rows = np.divide(health["cpu_seconds"], wall, out=np.zeros(len(health)), where=wall > 0)
     return shares
 

@@ -181,7 +181,7 @@ class ResultWriter:
         hold(self._disk.fileno())
         # Damage is told, and never read as data: since 1.10 HDF5 has checksums for what describes the data, gzip has
         # one for the attempts, Fletcher's is for the tables.
-        self._file = h5py.File(self._disk, "w", libver=("v110", "v110"), rdcc_nbytes=1 << 20)
+        self._file = h5py.File(self._disk, "w", libver=("v110", "v110"), rdcc_nbytes=0)
         self._file.attrs["format_version"] = FORMAT_VERSION
         self._file.attrs["plan"] = _text(plan_toml)
         self._file.attrs["facts"] = _text(json.dumps(facts))

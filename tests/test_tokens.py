@@ -222,6 +222,7 @@ def test_a_service_that_does_not_answer_is_not_waited_for_without_end(monkeypatc
         (told(ExpiresAt=later(-1)), "its ExpiresAt is over"),
         (told(ExpiresAt="0001-01-01T00:00:00+23:59"), "its ExpiresAt is over"),
     ],
+    ids=lambda told: told if isinstance(told, str) else f"{len(told)} bytes",
 )
 def test_an_answer_that_is_no_token_is_refused_with_what_it_lacks(body: bytes, reason: str) -> None:
     assert refused(reply(body)) == (

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 
 from analysis.frame import Frame
@@ -234,7 +233,15 @@ def test_runs_that_were_under_way_together_or_began_within_a_moment_are_as_asked
     assert verdict(beginnings(apart, took)).values == {Value.VALID}
 
 
-def test_the_cpu_share_of_no_time_is_nothing() -> None:
-    health = table("health", [{"cpu_seconds": 1.0}, {"cpu_seconds": 1.0, "wall_seconds": 2.0}])
+def test_the_cpu_share_is_that_of_the_whole_step() -> None:
+    health = table(
+        "health",
+        [
+            {"step": 0, "cpu_seconds": 1.0},
+            {"step": 1, "rank": 0, "cpu_seconds": 1.0, "wall_seconds": 2.0},
+            # Nothing to do, and busy with it.
+            {"step": 1, "rank": 1, "cpu_seconds": 0.01, "wall_seconds": 0.01},
+        ],
+    )
 
-    assert np.array_equal(cpu_share(health), [0.0, 0.5])
+    assert cpu_share(health).tolist() == [0.0, 0.5, 0.005]

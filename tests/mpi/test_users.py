@@ -73,3 +73,17 @@ def test_arrivals_of_all_ranks_are_those_of_the_schedule(tmp_path: Path, users: 
     assert len({*rows["due"].tolist()}) == len(rows)
     assert (rows["start"] >= rows["due"]).all()
     assert {*rows["rank"].tolist()} <= {*range(min(users, ranks))}
+
+
+def test_memory_does_not_grow_with_the_number_of_requests(tmp_path: Path) -> None:
+    plan = replace(SMALL, client="null", users=(20,), sweep="iterations=2000,6000", artifacts=0, repeats=2)
+    with launched(2, *words(tmp_path / "job", plan), cwd=tmp_path) as job:
+        assert job.end() == (0, "", "")
+    with Result(tmp_path / "job" / "result.h5") as result:
+        few, many, *_ = (step["attempts"] for step in result.table("steps"))
+        health = result.table("health")
+    assert (few, many) == (200_000, 600_000)
+    # What was needed to gather a step's rows is known in the next one.
+    before, after = (health["max_rss"][health["step"] == step] for step in (1, 2))
+    # The rows that are more are 26 MB, and as Python's objects some hundreds. Rank 0 keeps a few numbers of each run.
+    assert (after - before < [16e6, 6e6]).all()
