@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from hpcstress.errors import UsageRefusal
 
-Scalar = str | int | float | bool | list[int] | dict[str, str]
+Scalar = str | int | float | bool | list[int]
 
 _SIZES = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _SIZES_FOLDED = {unit.lower(): factor for unit, factor in _SIZES.items()}
@@ -57,8 +57,6 @@ class Kind:
         written = self.write(value)
         if isinstance(written, bool):
             return "yes" if written else "no"
-        if isinstance(written, dict):
-            return "; ".join(f"{name}={query}" for name, query in written.items())
         return ",".join(map(str, written)) if isinstance(written, list) else str(written)
 
 
@@ -253,6 +251,11 @@ def read_queries(value: object) -> tuple[tuple[str, str], ...]:
     return tuple((name, query.strip()) for name, query in given)
 
 
+def write_queries(queries: tuple[tuple[str, str], ...]) -> str:
+    """Write queries as one text: in TOML, a table would swallow whatever option is added below it."""
+    return "; ".join(f"{name}={query}" for name, query in queries)
+
+
 def _named_query(part: str) -> tuple[str, str]:
     name, found, query = part.partition("=")
     if not found:
@@ -374,7 +377,7 @@ FRACTION = Kind("SHARE", read_fraction, float)
 TEXT = Kind("TEXT", read_text, str)
 URI = Kind("URI", read_uri, str)
 ADDRESS = Kind("URI", read_address, str)
-QUERIES = Kind("NAME=PROMQL;...", read_queries, dict)
+QUERIES = Kind("NAME=PROMQL;...", read_queries, write_queries)
 USERS = Kind("N,N,...", read_users, list)
 RATE = Kind("PER_SECOND", read_rate, float)
 PATH = Kind("PATH", read_path, str)
