@@ -57,6 +57,8 @@ def answer_of(steps: tuple[StepStatistics, ...], objective: float, audit: Rows) 
     """Return the answer in a sentence, or in one for each ladder, and in another what the audit leaves in doubt."""
     if not steps:
         return "There is no answer: no step was played."
+    if all(step.lacking and not step.failed and not step.requests_per_second for step in steps):
+        return "There is no answer: of what was asked for, the server has nothing."
     return _answer(steps, objective, losses(audit)) + _reservation(audit)
 
 
@@ -213,7 +215,7 @@ def remarks_of(steps: tuple[StepStatistics, ...], objective: float) -> tuple[str
     if lacking:
         remarks.append(
             f"The server does not have {_listed([name.replace('_', ' ') for name in lacking])}: "
-            "each rank asked once and left it out from then on."
+            "each rank asked once in a step and left it out from then on."
         )
     for step in steps:
         where = f"At {step.where}"

@@ -4,7 +4,7 @@ Percentiles come from all attempts, failures included: a server that fails fast 
 request took was waited, too. A `request` is an attempt that asked MLflow for something. Making a connection is an
 attempt of its own, the operation `connect`: it has its own row among the operations, and its failures are failures of
 the step; but it is no request, and neither counted nor timed as one. That a server lacks an operation which not every
-server has is no failure either: it is asked for once, and left out from then on.
+server has is no failure either: it is asked for once in a step, and left out from then on.
 
 Throughput is that of the load: where users go on for a given time, answers that come after it count no more, so that
 one last slow answer does not thin out all before it. Runs end with the load, and so all that came to an end count.
@@ -211,7 +211,8 @@ def _not_there(attempts: Columns) -> Values:
     lacking: Values = attempts["outcome"] == Outcome.not_supported
     if not lacking.any():
         return lacking
-    left: Values = np.isin(attempts["op"], _LEFT_TO_CLIENTS) & (attempts["status"] == 0)
+    # What a server leaves to its clients is not even asked for: that takes no time at all.
+    left: Values = np.isin(attempts["op"], _LEFT_TO_CLIENTS) & (attempts["start"] == attempts["end"])
     known: Values = np.isin(attempts["op"], _OPTIONAL) | left
     return lacking & known
 

@@ -146,6 +146,8 @@ class Replay(Client):
         return imagined(operation, payload)
 
     async def _request_each(self, operation: Operation, payloads: Sequence[Any], at_once: int) -> None:
+        if operation in self._lacked:
+            return
         if (at_once == 1 and self._in_order) or self._writes >= len(payloads):
             await super()._request_each(operation, payloads, at_once)
             return

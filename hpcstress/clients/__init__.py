@@ -60,13 +60,13 @@ class Search(NamedTuple):
 
 @dataclass
 class Lacking:
-    """Remember which optional operations the server has not, so that a rank asks for each of them once."""
+    """Remember which optional operations the server has not, so that a rank asks for each of them once a step."""
 
     operations: set[Operation] = field(default_factory=set)
 
     def ask_again(self) -> None:
-        """Forget what is left to clients: a look at the run tells it, and every step has to show it."""
-        self.operations -= LEFT_TO_CLIENTS
+        """Forget what was lacking before: every step has to show it."""
+        self.operations.clear()
 
 
 class Client(ABC):
