@@ -110,6 +110,7 @@ def run_job(
             # Before the result is written: what its end shows belongs into it.
             setup.server.stop()
             books.tables["server"] = [setup.server.samples()]
+            books.heard_of(setup.server.events())
             books.server_ended(setup.server.obituary())
         return world.tell(books.finish())
 

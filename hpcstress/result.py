@@ -2,7 +2,7 @@
 
     /                  format_version, plan (TOML), facts (JSON), notes (JSON list of sentences), complete
     /attempts/<column> one 1-D dataset per name in `record.COLUMNS`, gzip 1 + shuffle
-    /steps, /ranks, /health, /server, /prometheus, /audit   one 1-D dataset per column of `TABLES`
+    /steps, /ranks, /health, /server, /events, /prometheus, /audit   one 1-D dataset per column of `TABLES`
 
 Journals are what survives a crash; this file is written beside its name and renamed when it is whole.
 """
@@ -95,6 +95,9 @@ TABLES: dict[str, np.dtype[Any]] = {
             ("connections", "<i4"),
         ]
     ),
+    # What happened to parts of a server that hpcstress started, and what others found about them, in the order of time:
+    # seconds since 1970 (UTC) on rank 0's clock.
+    "events": np.dtype([("time", "<f8"), ("part", "S32"), ("told", "S256")]),
     # What Prometheus told of somebody's server after each step: the value of a series of one of the plan's queries at a
     # time in seconds since 1970 (UTC) on Prometheus's clock. `labels` are those of the series, `name=value` by `, `.
     "prometheus": np.dtype([("time", "<f8"), ("query", "S32"), ("labels", "S256"), ("value", "<f8")]),
@@ -121,6 +124,7 @@ _ADDED: dict[str, object] = {
     **{f"server/{name}": -1 for name in ("threads", "files", "connections")},
     "server/pid": 0,
     "server/command": b"",
+    **{f"events/{name}": 0 for name in TABLES["events"].names or ()},
     **{f"prometheus/{name}": 0 for name in TABLES["prometheus"].names or ()},
 }
 

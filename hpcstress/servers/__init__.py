@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hpcstress.errors import Refusal
-from hpcstress.servers import fasttrackml, mlflow, mlflow_go
+from hpcstress.servers import fasttrackml, mlflow, mlflow_go, zones
 from hpcstress.servers.deployment import Deployment, Front
 from hpcstress.servers.spec import DEFAULTS, OPTIONS, SERVERS, Spec, read
 
@@ -25,6 +25,7 @@ _ASSEMBLE: dict[str, Callable[[Spec, Deployment], Front]] = {
     "fasttrackml-postgres": fasttrackml.assemble,
     "mlflow-go-sqlite": mlflow_go.assemble,
     "mlflow-go-postgres": mlflow_go.assemble,
+    **dict.fromkeys(("local", "single-az", "multi-az", "multi-az-nfs"), zones.assemble),
 }
 
 

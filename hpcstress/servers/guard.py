@@ -155,10 +155,11 @@ def watch(orders: Orders) -> None:
             if waiting and code == 0:
                 running = start(waiting.pop(0))
                 continue
+            ended = f"{time.time():.3f} {how_ended(code)}"
             # What is left of it does not serve anybody. Its log stays for hpcstress to read.
             running = None
             end_all(below, orders.signal, orders.grace)
-            (folder / "ended").write_text(how_ended(code))
+            (folder / "ended").write_text(ended)
 
 
 def main() -> None:
