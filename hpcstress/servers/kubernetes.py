@@ -1,4 +1,4 @@
-"""A tracking server for Kubernetes or OpenShift as files: written here, applied by whoever has a cluster."""
+"""A tracking server for Kubernetes or OpenShift as files: written here, applied by whoever has a spec."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import json
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 
 import hpcstress
 from hpcstress.errors import Refusal, UsageRefusal
+from hpcstress.servers.spec import Spec
 
 _VERSION = "3.17.2"
 _STORE = "postgresql+psycopg2://mlflow@database/mlflow"
@@ -21,42 +21,29 @@ _POOL, _SIGN_IN_POOL, _FOR_PEOPLE = 80, 15, 20
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _REGISTRY = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*(:[0-9]{1,5})?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*")
 _SECRETS = "secrets.yaml"
+# Of a job, for a start: whoever wants others changes the files.
+_RANKS, _NODES = 4, 2
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """Say what is wanted of a cluster; refuse names that Kubernetes would."""
-
-    version: str = _VERSION
-    """Of MLflow."""
-    replicas: int = 2
-    workers: int = 2
-    namespace: str = "hpcstress"
-    host: str = "mlflow.example.org"
-    """The name by which the server is reached from outside."""
-    registry: str = "registry.example.org/hpcstress"
-    """Where the two images are that have to be built."""
-    openshift: bool = False
-    ranks: int = 4
-    nodes: int = 2
-
-    def __post_init__(self) -> None:
-        if not _LABEL.fullmatch(self.namespace):
-            raise UsageRefusal(
-                f"{self.namespace!r} is no name of a namespace: take up to 63 lowercase letters, digits and dashes."
-            )
-        if len(self.host) > 253 or not all(map(_LABEL.fullmatch, self.host.split("."))):
-            raise UsageRefusal(f"{self.host!r} is no name of a host: take one such as mlflow.example.org.")
-        if len(self.registry) > 200 or not _REGISTRY.fullmatch(self.registry):
-            raise UsageRefusal(
-                f"{self.registry!r} is no place of images: take one such as registry.example.org/team, in lowercase."
-            )
+def check(spec: Spec) -> None:
+    """Refuse names that Kubernetes would."""
+    if not _LABEL.fullmatch(spec.namespace):
+        raise UsageRefusal(
+            f"{spec.namespace!r} is no name of a namespace: take up to 63 lowercase letters, digits and dashes."
+        )
+    if len(spec.host) > 253 or not all(map(_LABEL.fullmatch, spec.host.split("."))):
+        raise UsageRefusal(f"{spec.host!r} is no name of a host: take one such as mlflow.example.org.")
+    if len(spec.registry) > 200 or not _REGISTRY.fullmatch(spec.registry):
+        raise UsageRefusal(
+            f"{spec.registry!r} is no place of images: take one such as registry.example.org/team, in lowercase."
+        )
 
 
-def manifests(cluster: Cluster) -> dict[str, str]:
+def manifests(spec: Spec) -> dict[str, str]:
     """Return what is to be written, file name -> text, with new passwords in `secrets.yaml` and nowhere else."""
-    words = _words(cluster)
-    left_out = "ingress.yaml" if cluster.openshift else "route.yaml"
+    check(spec)
+    words = _words(spec)
+    left_out = "ingress.yaml" if spec.openshift else "route.yaml"
     templates = (file for file in files("hpcstress.servers").joinpath("manifests").iterdir() if file.is_file())
     return {
         file.name: Template(file.read_text("utf-8")).substitute(words)
@@ -65,7 +52,7 @@ def manifests(cluster: Cluster) -> dict[str, str]:
     }
 
 
-def write(cluster: Cluster, folder: Path) -> list[Path]:
+def write(spec: Spec, folder: Path) -> list[Path]:
     """Write the manifests into a folder, the passwords for nobody else to read; refuse one that is not empty."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +61,7 @@ def write(cluster: Cluster, folder: Path) -> list[Path]:
                 f"The folder {folder} is not empty: give a new one, so that nothing of yours is written over."
             )
         written = []
-        for name, text in manifests(cluster).items():
+        for name, text in manifests(spec).items():
             path = folder / name
             mode = 0o600 if name == _SECRETS else 0o644
             path.touch(mode, exist_ok=False)
@@ -88,7 +75,7 @@ def write(cluster: Cluster, folder: Path) -> list[Path]:
     return written
 
 
-def _words(cluster: Cluster) -> Mapping[str, object]:
+def _words(spec: Spec) -> Mapping[str, object]:
     access, secret = secrets.token_hex(10).upper(), secrets.token_urlsafe(30)
     identity = {
         "name": "mlflow",
@@ -96,14 +83,17 @@ def _words(cluster: Cluster) -> Mapping[str, object]:
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
     return {
-        **vars(cluster),
-        "all_ranks": cluster.ranks * cluster.nodes,
+        **vars(spec),
+        "version": spec.version or _VERSION,
+        "ranks": _RANKS,
+        "nodes": _NODES,
+        "all_ranks": _RANKS * _NODES,
         "hpcstress": hpcstress.__version__,
         "store": _STORE,
         "pool": _POOL,
-        "connections": cluster.replicas * cluster.workers * (_POOL + _SIGN_IN_POOL) + _FOR_PEOPLE,
-        "entrance": "route.yaml" if cluster.openshift else "ingress.yaml",
-        "kubectl": "oc" if cluster.openshift else "kubectl",
+        "connections": spec.replicas * spec.workers * (_POOL + _SIGN_IN_POOL) + _FOR_PEOPLE,
+        "entrance": "route.yaml" if spec.openshift else "ingress.yaml",
+        "kubectl": "oc" if spec.openshift else "kubectl",
         # JSON is YAML, and quotes what a password may hold.
         **{name: json.dumps(secrets.token_urlsafe(24)) for name in ("database_password", "tracking_password")},
         "session_key": json.dumps(secrets.token_urlsafe(24)),
@@ -112,7 +102,7 @@ def _words(cluster: Cluster) -> Mapping[str, object]:
         "s3": json.dumps({"identities": [identity]}),
         # The user ids of the images; OpenShift gives each namespace ids of its own, and refuses others.
         **{
-            f"{part}_user": _user(None if cluster.openshift else number)
+            f"{part}_user": _user(None if spec.openshift else number)
             for part, number in (("database", 999), ("objects", 1000), ("tracking", 1000), ("load", 1000))
         },
         "ssh_user": _user(1000),

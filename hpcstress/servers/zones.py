@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 
 from hpcstress.errors import Refusal
 from hpcstress.servers import database, mlflow
@@ -75,11 +76,7 @@ def _artifacts(spec: Spec, site: Deployment, chosen: Program) -> Artifacts:
         return _shared(spec, site)
     if spec.name == "multi-az-nfs":
         return Artifacts(str(mount(site, objects(site, s3=False)) / _FOLDER), "SeaweedFS, mounted by FUSE")
-    if not _can_s3(chosen):
-        raise Refusal(
-            f"The server {spec.name} keeps artifacts on S3, for which MLflow needs boto3: "
-            "run `pip install 'hpcstress[server]'`."
-        )
+    _need_boto3(chosen)
     return Artifacts(f"s3://{BUCKET}/{_FOLDER}", "SeaweedFS, by S3", objects(site, s3=True).environment)
 
 
@@ -93,5 +90,23 @@ def _shared(spec: Spec, site: Deployment) -> Artifacts:
     return Artifacts(str(own), f"in {spec.shared}", after=() if site.keep else (("rm", "-rf", str(own)),))
 
 
-def _can_s3(chosen: Program) -> bool:
-    return subprocess.run([chosen.python, "-P", "-c", "import boto3"], capture_output=True, cwd="/").returncode == 0
+def own_with_s3() -> Program:
+    """Return the MLflow of this Python; refuse where it cannot reach PostgreSQL and S3."""
+    chosen = mlflow.own_with_postgres()
+    _need_boto3(chosen)
+    return chosen
+
+
+def own_with_mount() -> Program:
+    """Return the MLflow of this Python; refuse where it cannot reach PostgreSQL, or nothing can be mounted."""
+    if sentence := lacking():
+        raise Refusal(sentence)
+    return mlflow.own_with_postgres()
+
+
+def _need_boto3(chosen: Program) -> None:
+    """Refuse an MLflow that has no way to S3."""
+    if chosen.python == sys.executable and find_spec("boto3") is None:
+        raise Refusal(
+            "MLflow keeps artifacts on S3 by way of boto3, which is not installed: run `pip install 'hpcstress[server]'`."
+        )

@@ -6,6 +6,7 @@ import json
 import re
 import stat
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcstress.errors import Refusal, UsageRefusal
-from hpcstress.servers.kubernetes import Cluster, manifests, write
+from hpcstress.servers.kubernetes import manifests, write
+from hpcstress.servers.spec import Spec, read
 
 jsonschema = pytest.importorskip("jsonschema", reason="the extra dev is not installed")
 kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="the extra dev is not installed")
 yaml = pytest.importorskip("yaml", reason="the extra dev is not installed")
 
+SPEC = Spec("kubernetes")
 CLUSTERS = {
-    "kubernetes": Cluster(replicas=3, namespace="stress", host="mlflow.example.com", registry="r.example:5000/a/b"),
-    "openshift": Cluster(openshift=True),
+    "kubernetes": read(
+        "kubernetes@3.18.0,replicas=3,namespace=stress,host=mlflow.example.com,registry=r.example:5000/a/b"
+    ),
+    "openshift": read("kubernetes,openshift,workers=2"),
 }
 
 # What the API server of OpenShift wants of a Route (route.openshift.io/v1).
@@ -123,12 +128,12 @@ MPI_JOB = {
 
 
 @pytest.fixture(params=CLUSTERS, scope="module")
-def cluster(request: pytest.FixtureRequest) -> Cluster:
+def cluster(request: pytest.FixtureRequest) -> Spec:
     return CLUSTERS[request.param]
 
 
 @pytest.fixture(scope="module")
-def texts(cluster: Cluster) -> dict[str, str]:
+def texts(cluster: Spec) -> dict[str, str]:
     return manifests(cluster)
 
 
@@ -166,7 +171,7 @@ def test_what_kubernetes_knows_is_valid_by_its_schemas(objects: list[dict[str, A
         kubernetes_validate.validate(each, release, strict=True)
 
 
-def test_routes_and_mpi_jobs_are_valid_by_theirs(objects: list[dict[str, Any]], cluster: Cluster) -> None:
+def test_routes_and_mpi_jobs_are_valid_by_theirs(objects: list[dict[str, Any]], cluster: Spec) -> None:
     assert len(of_kind(objects, "Route")) == cluster.openshift
     assert len(of_kind(objects, "Ingress")) != cluster.openshift
     for route in of_kind(objects, "Route"):
@@ -183,7 +188,7 @@ def test_routes_and_mpi_jobs_are_valid_by_theirs(objects: list[dict[str, Any]], 
         kubernetes_validate.validate(pod, "1.37", strict=True)
 
 
-def test_everything_is_in_the_namespace(objects: list[dict[str, Any]], cluster: Cluster) -> None:
+def test_everything_is_in_the_namespace(objects: list[dict[str, Any]], cluster: Spec) -> None:
     assert {each["metadata"]["namespace"] for each in objects} == {cluster.namespace}
 
 
@@ -238,14 +243,14 @@ def test_a_password_is_in_the_file_of_secrets_and_nowhere_else(texts: dict[str, 
     assert not any(word in rest for word in words)
 
 
-def test_passwords_are_new_each_time(texts: dict[str, str], cluster: Cluster) -> None:
+def test_passwords_are_new_each_time(texts: dict[str, str], cluster: Spec) -> None:
     again = yaml.safe_load(manifests(cluster)["secrets.yaml"])["stringData"]
     before = yaml.safe_load(texts["secrets.yaml"])["stringData"]
     assert [name for name in again if again[name] == before[name]] == ["tracking-username"]
 
 
 def test_all_replicas_together_cannot_open_more_connections_than_the_database_takes(
-    objects: list[dict[str, Any]], cluster: Cluster
+    objects: list[dict[str, Any]], cluster: Spec
 ) -> None:
     (tracking,) = of_kind(objects, "Deployment")
     assert tracking["spec"]["replicas"] == cluster.replicas
@@ -258,7 +263,7 @@ def test_all_replicas_together_cannot_open_more_connections_than_the_database_ta
     assert most >= cluster.replicas * cluster.workers * (pools + 15)
 
 
-def test_mlflow_lets_every_name_in_by_which_it_is_reached(objects: list[dict[str, Any]], cluster: Cluster) -> None:
+def test_mlflow_lets_every_name_in_by_which_it_is_reached(objects: list[dict[str, Any]], cluster: Spec) -> None:
     from fnmatch import fnmatch
 
     (mlflow,) = [each for each in containers(objects) if each["name"] == "mlflow"]
@@ -270,7 +275,7 @@ def test_mlflow_lets_every_name_in_by_which_it_is_reached(objects: list[dict[str
 
 
 def test_nothing_runs_as_root_and_openshift_chooses_its_users_itself(
-    objects: list[dict[str, Any]], cluster: Cluster
+    objects: list[dict[str, Any]], cluster: Spec
 ) -> None:
     for whose, pod in pods(objects):
         context = pod["spec"]["securityContext"]
@@ -288,20 +293,20 @@ def test_every_file_is_explained_and_every_explained_file_is_there(texts: dict[s
 
 
 def test_the_folder_is_new_and_the_secrets_are_ones_own(tmp_path: Path) -> None:
-    written = write(Cluster(), tmp_path / "a" / "b")
+    written = write(SPEC, tmp_path / "a" / "b")
     assert sorted(written) == sorted((tmp_path / "a" / "b").iterdir())
     modes: Mapping[str, int] = {path.name: stat.S_IMODE(path.stat().st_mode) for path in written}
     assert modes.pop("secrets.yaml") == 0o600
     assert {*modes.values()} == {0o644}
     with pytest.raises(Refusal, match=r"is not empty: give a new one"):
-        write(Cluster(), tmp_path / "a")
+        write(SPEC, tmp_path / "a")
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(Refusal, match=r"cannot be written to .*file/new \(Not a directory\)"):
-        write(Cluster(), tmp_path / "file" / "new")
+        write(SPEC, tmp_path / "file" / "new")
 
 
 @pytest.mark.parametrize(
@@ -317,7 +322,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 )
 def test_names_that_kubernetes_would_refuse_are_refused(wrong: dict[str, str], told: str) -> None:
     with pytest.raises(UsageRefusal, match=told):
-        Cluster(**wrong)
+        manifests(replace(SPEC, **wrong))
 
 
 @given(
@@ -325,6 +330,6 @@ def test_names_that_kubernetes_would_refuse_are_refused(wrong: dict[str, str], t
     | st.from_regex(r"[a-z0-9]{1,4}", fullmatch=True)
 )
 def test_a_name_stays_the_text_it_is(name: str) -> None:
-    texts = manifests(Cluster(namespace=name, host=name))
+    texts = manifests(replace(SPEC, namespace=name, host=name))
     (ingress,) = yaml.load_all(texts["ingress.yaml"], yaml.CSafeLoader)
     assert (ingress["metadata"]["namespace"], ingress["spec"]["rules"][0]["host"]) == (name, name)
