@@ -57,6 +57,7 @@ class Frame:
     ranks: Rows
     health: Rows
     server: Rows
+    events: Rows
     prometheus: Rows
     audit: Rows
 
@@ -105,6 +106,7 @@ def read(path: Path | str) -> Frame:
             ranks=result.table("ranks"),
             health=result.table("health"),
             server=result.table("server"),
+            events=result.table("events"),
             prometheus=result.table("prometheus"),
             audit=result.table("audit"),
         )

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from analysis.answer import audit_of
 from analysis.frame import OUTCOMES, Columns, Frame
 from analysis.percentiles import Values
 from analysis.statistics import failures
 from analysis.units import count, plain, seconds
-from analysis.verdict import judged_lost
 from hpcstress.record import Operation, Outcome
 
 
@@ -21,8 +21,8 @@ from hpcstress.record import Operation, Outcome
 class Outage:
     """Hold the death of a part; `time` is seconds since the first common start, all others are seconds after it.
 
-    `noticed` are other parts' words about it. `longest` and `before` are the longest times in which no good answer came,
-    after the death and before it in the same step. What is not known, or did not happen, is NaN.
+    `noticed` are other parts' words about it. `longest` and `before` are the longest times without a good answer, after
+    the death and before it in the same step. What is not known, or did not happen, is NaN.
     """
 
     part: str
@@ -61,9 +61,9 @@ def _about(part: str, events: list[tuple[float, str, str]]) -> Iterator[tuple[fl
 
 def _outage(frame: Frame, death: tuple[float, str, str], noticed: Iterator[Any], origin: float) -> Outage:
     at, part, told = death
-    lasting = math.nan
-    step, failed = -1, ()
-    first = last = recovered = longest = before = lasting
+    step = -1
+    failed: tuple[tuple[str, int], ...] = ()
+    first = last = recovered = longest = before = math.nan
     for row, attempts in frame.by_step():
         ended = (attempts["end"] / 1e9) + float(row["began"]) - at
         if not len(ended) or not ended.min() <= 0 <= ended.max():
@@ -75,7 +75,7 @@ def _outage(frame: Frame, death: tuple[float, str, str], noticed: Iterator[Any],
             first, last = float(ended[bad].min()), float(ended[bad].max())
         good = np.sort(ended[(attempts["outcome"] == Outcome.ok) & (attempts["op"] != Operation.connect)])
         after = good[good > (first if bad.any() else 0)]
-        recovered = float(after[0]) if len(after) else lasting
+        recovered = float(after[0]) if len(after) else math.nan
         longest, before = _longest(good[good <= 0], good[good > 0], float(ended.max()))
     return Outage(
         part=part,
@@ -125,7 +125,7 @@ def _sentence(outage: Outage, frame: Frame) -> str:
     if math.isfinite(outage.longest):
         usual = f", before it {seconds(outage.before)}" if math.isfinite(outage.before) else ""
         words.append(f"The longest time without a good answer was {seconds(outage.longest)}{usual}.")
-    return " ".join([*words, judged_lost(frame)])
+    return " ".join([*words, audit_of(frame.audit[frame.audit["step"] == outage.step])])
 
 
 def _later(after: float) -> str:

@@ -19,6 +19,7 @@ from analysis.figures import style
 from analysis.frame import Frame, read
 from analysis.gallery import Gallery
 from analysis.ladders import varied
+from analysis.outages import outages, sentences
 from analysis.percentiles import Estimate
 from analysis.statistics import Statistics, measure
 from analysis.summary import summary
@@ -97,6 +98,7 @@ def _section(path: Path, home: Path, beside: str, anchor: str, gallery: Gallery)
         "operations": statistics.operations,
         "calls": calls_of(frame),
         "pictures": _pictures(frame, statistics, home),
+        "outages": sentences(frame),
         "bottleneck": bottleneck(frame, statistics.steps),
         "peaks": peaks(frame, statistics.steps),
         "few": any(not step.service.p99.enough for step in statistics.steps),
@@ -132,8 +134,9 @@ def _pictures(frame: Frame, statistics: Statistics, home: Path) -> dict[str, str
         }
         more = told(frame, line.origin)
         if line.spans and (parts or more):
+            deaths = outages(frame, line.origin)
             cores = int(frame.facts.get("processors") or 0) if len(frame.server) else 0
-            drawn["usage"] = figures.usage(timeline(frame, alike=True), parts, more, cores)
+            drawn["usage"] = figures.usage(timeline(frame, alike=True), parts, more, cores, deaths)
     return {name: _saved(figure, home / f"{name}.png") for name, figure in drawn.items()}
 
 

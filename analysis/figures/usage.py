@@ -15,22 +15,26 @@ from analysis import units
 from analysis.figures import style
 from analysis.figures.history import edges_of, name_spans
 from analysis.figures.parts import new_figure
+from analysis.outages import Outage
 from analysis.percentiles import Values
 from analysis.timeline import Span, Timeline
 from analysis.usage import Told, Usage
 
 _MARGIN = 1.0
 _MOST_PARTS, _MOST_SERIES, _MOST_QUERIES = 7, 4, 4
-_LONGEST_NAME = 28
+_LONGEST_NAME, _MOST_LETTERS = 28, 60
 _HEIGHT = 1.3
 
 Place = Callable[[Values], Values]
 
 
-def usage(line: Timeline, parts: Sequence[Usage], told: Sequence[Told] = (), cores: int = 0) -> Figure:
+def usage(
+    line: Timeline, parts: Sequence[Usage], told: Sequence[Told] = (), cores: int = 0, deaths: Sequence[Outage] = ()
+) -> Figure:
     """Draw a job from its first to its last step on one axis of time, pauses included: what it got, and what that took.
 
-    `cores` are those that all parts have together, 0 if that is not known. What fits no panel is left to the tables.
+    `cores` are those that all parts have together, 0 if that is not known. A line through all panels marks the death of
+    a part. What fits no panel is left to the tables.
     """
     shown = _busiest(parts)
     queries = list(dict.fromkeys(one.query for one in told))[:_MOST_QUERIES]
@@ -65,6 +69,8 @@ def usage(line: Timeline, parts: Sequence[Usage], told: Sequence[Told] = (), cor
         axes.yaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: style.amount(value)))
         draw(axes, lambda time: (time - begin) / length)
+        for death in deaths:
+            axes.axvline((death.time - begin) / length, color=style.RED, linestyle=(0, (4, 2)), linewidth=1.2, zorder=4)
     margin = _MARGIN / length
     grid[0].set_xlim(-min(margin, 0.02), 1 + min(margin, 0.02))
     name_spans(grid[0], line.spans, places)
@@ -79,6 +85,12 @@ def usage(line: Timeline, parts: Sequence[Usage], told: Sequence[Told] = (), cor
     if len(parts) > len(shown):
         handles.append(Line2D([], [], linestyle="", label=f"{len(parts) - len(shown):,} more in the table"))
     longest = max((len(str(handle.get_label())) for handle in handles), default=0)
+    if deaths:
+        names = ", ".join(dict.fromkeys(units.plain(style.text(death.part), _LONGEST_NAME) for death in deaths))
+        dead = f"end of {names}"
+        handles.append(
+            Line2D([], [], color=style.RED, linestyle=(0, (4, 2)), linewidth=1.2, label=dead[:_MOST_LETTERS])
+        )
     if handles:
         figure.legend(
             handles=handles,

@@ -101,7 +101,7 @@ def steps_of(attempts: np.ndarray, sizes: Sequence[int], repeats: Sequence[int] 
 
 def frame_of(attempts: np.ndarray, steps: np.ndarray, **parts: Any) -> Frame:
     """Return what `read` would return of a file with these attempts and steps, without a file."""
-    empty = {name: table(name, []) for name in ("ranks", "health", "server", "prometheus", "audit")}
+    empty = {name: table(name, []) for name in ("ranks", "health", "server", "events", "prometheus", "audit")}
     return Frame(
         **{
             "path": Path("result.h5"),
