@@ -22,7 +22,7 @@ class Outage:
     """Hold the death of a part; `time` is seconds since the first common start, all others are seconds after it.
 
     `noticed` are other parts' words about it. `longest` and `before` are the longest times without a good answer, after
-    the death and before it in the same step. What is not known, or did not happen, is NaN.
+    the death and before it in the same step; `silent` is when the former began. What is not known is NaN.
     """
 
     part: str
@@ -34,6 +34,7 @@ class Outage:
     first_failure: float
     last_failure: float
     recovered: float
+    silent: float
     longest: float
     before: float
 
@@ -63,7 +64,7 @@ def _outage(frame: Frame, death: tuple[float, str, str], noticed: Iterator[Any],
     at, part, told = death
     step = -1
     failed: tuple[tuple[str, int], ...] = ()
-    first = last = recovered = longest = before = math.nan
+    first = last = recovered = silent = longest = before = math.nan
     for row, attempts in frame.by_step():
         ended = (attempts["end"] / 1e9) + float(row["began"]) - at
         if not len(ended) or not ended.min() <= 0 <= ended.max():
@@ -76,7 +77,7 @@ def _outage(frame: Frame, death: tuple[float, str, str], noticed: Iterator[Any],
         good = np.sort(ended[(attempts["outcome"] == Outcome.ok) & (attempts["op"] != Operation.connect)])
         after = good[good > (first if bad.any() else 0)]
         recovered = float(after[0]) if len(after) else math.nan
-        longest, before = _longest(good[good <= 0], good[good > 0], float(ended.max()))
+        silent, longest, before = _longest(good[good <= 0], good[good > 0], float(ended.max()))
     return Outage(
         part=part,
         told=told,
@@ -87,6 +88,7 @@ def _outage(frame: Frame, death: tuple[float, str, str], noticed: Iterator[Any],
         first_failure=first,
         last_failure=last,
         recovered=recovered,
+        silent=silent,
         longest=longest,
         before=before,
     )
@@ -97,11 +99,13 @@ def _by_cause(attempts: Columns, bad: Values) -> tuple[tuple[str, int], ...]:
     return tuple((OUTCOMES[code], int(number)) for code, number in zip(codes, numbers, strict=True))
 
 
-def _longest(before: Values, after: Values, end: float) -> tuple[float, float]:
-    """Return the longest time between two good answers that ends after an instant, and the longest before it."""
+def _longest(before: Values, after: Values, end: float) -> tuple[float, float, float]:
+    """Return begin and length of the longest time between good answers after an instant, and the length before it."""
     since = np.concatenate([before[-1:], after, [end]])
     late, early = np.diff(since), np.diff(before)
-    return float(late.max()) if len(late) else math.nan, float(early.max()) if len(early) else math.nan
+    most = int(late.argmax()) if len(late) else 0
+    begin, length = (float(since[most]), float(late[most])) if len(late) else (math.nan, math.nan)
+    return begin, length, float(early.max()) if len(early) else math.nan
 
 
 def _sentence(outage: Outage, frame: Frame) -> str:
@@ -123,10 +127,13 @@ def _sentence(outage: Outage, frame: Frame) -> str:
     else:
         words.append("No attempt failed in the rest of its step.")
     if math.isfinite(outage.longest):
-        usual = f", before it {seconds(outage.before)}" if math.isfinite(outage.before) else ""
-        words.append(f"The longest time without a good answer was {seconds(outage.longest)}{usual}.")
+        usual = f"; in the step before that death it was {seconds(outage.before)}" if outage.before > 0 else ""
+        words.append(
+            f"The longest time without a good answer since was {seconds(outage.longest)} "
+            f"(it began {_later(outage.silent)}){usual}."
+        )
     return " ".join([*words, audit_of(frame.audit[frame.audit["step"] == outage.step])])
 
 
 def _later(after: float) -> str:
-    return f"{seconds(abs(after))} {'later' if after >= 0 else 'before'}"
+    return f"{seconds(abs(after))} {'later' if after >= 0 else 'earlier'}"

@@ -58,7 +58,8 @@ def test_it_is_said_in_words_with_the_audit_of_its_step() -> None:
         "In the rest of its step 3 attempts failed (closed 1, gateway 2), the first 0.10 s later, "
         "the last 0.30 s later. "
         "The first good answer after a failure came 1.4 s later. "
-        "The longest time without a good answer was 1.5 s, before it 0.50 s. "
+        "The longest time without a good answer since was 1.5 s (it began 0.10 s earlier); "
+        "in the step before that death it was 0.50 s. "
         "The audit read back 10 runs: everything that the server had acknowledged is there."
     )
 
