@@ -123,9 +123,9 @@ class Gallery:
 
 def _apart(known: list[operations.Case], new: list[operations.Case]) -> list[operations.Case]:
     """Return cases under a name of their own, if another result of such a server has the same ones."""
-    taken, number = {(case.server, case.name) for case in known}, 1
+    taken, number = {(case.server, case.label) for case in known}, 1
     told = new
-    while any((case.server, case.name) in taken for case in told):
+    while any((case.server, case.label) in taken for case in told):
         number += 1
         told = [replace(case, server=f"{case.server} #{number}") for case in new]
     return told

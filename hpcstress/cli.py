@@ -96,7 +96,9 @@ Output = Annotated[
 def _resolve(name: str | None, options: dict[str, Any]) -> Plan:
     from hpcstress.workloads import MODULES, check
 
-    given = {option: value for option, value in options.items() if value is not None}
+    # Text comes as the type that the help shows, which other ranks do not know.
+    plain = {option: str(value) if isinstance(value, str) else value for option, value in options.items()}
+    given = {option: value for option, value in plain.items() if value is not None}
     if not given.get("uri", "elsewhere").strip():
         # In a file it is the default. Who types it has a variable that is empty, and does not want another server.
         raise UsageRefusal("--uri: The address is empty: give one, or leave the option out.")

@@ -1,4 +1,4 @@
-"""How mlflow-go is started: MLflow 2.22 behind a proxy in Go that answers what it can by itself."""
+"""How mlflow-go is started: MLflow 3.0 behind a proxy in Go that answers what it can by itself."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hpcstress.servers.spec import Spec
 ENVIRONMENT = Environment(
     "mlflow-go",
     "0.2.2",
-    # MLflow 2.22 cannot be imported with a newer SQLAlchemy.
-    ("mlflow==2.22.5", "mlflow-go-backend==0.2.2", "sqlalchemy<2.1", "psycopg2-binary==2.9.13"),
+    # The Go part writes tables that MLflow has since 3.0, and that one cannot be imported with a newer SQLAlchemy.
+    ("mlflow==3.0.1", "mlflow-go-backend==0.2.2", "sqlalchemy<2.1", "psycopg2-binary==2.9.13"),
     900 * 10**6,
     # The wheel for Linux names its library as on a Mac; without this name it would be compiled anew.
     links=(("lib/python*/site-packages/mlflow_go_backend/libmlflow-go-backend.dylib", "libmlflow-go-backend.so"),),
@@ -54,7 +54,7 @@ def assemble(spec: Spec, site: Deployment) -> Front:
                 "PYTHONWARNINGS": "ignore",
             },
             secrets=data.secrets,
-            stamp="MLflow 2.22.5 by mlflow-go 0.2.2",
+            stamp="MLflow 3.0.1 by mlflow-go 0.2.2",
         ),
     )
     return mlflow.front(
@@ -67,6 +67,6 @@ def assemble(spec: Spec, site: Deployment) -> Front:
             "version": ENVIRONMENT.version,
             "workers": spec.workers,
             "cpus": len(os.sched_getaffinity(0)),
-            "settings": {**data.facts, "sign-in": "none", "mlflow": "2.22.5"},
+            "settings": {**data.facts, "sign-in": "none", "mlflow": "3.0.1"},
         },
     )

@@ -70,9 +70,9 @@ SERVERS: dict[str, Named] = {
         ("workers", "replicas", "namespace", "host", "registry", "openshift"),
         True,
     ),
-    "mlflow-go-sqlite": Named("MLflow 2.22 behind mlflow-go, on SQLite; has no sign-in", ("tracking",), ("workers",)),
+    "mlflow-go-sqlite": Named("MLflow 3.0 behind mlflow-go, on SQLite; has no sign-in", ("tracking",), ("workers",)),
     "mlflow-go-postgres": Named(
-        "MLflow 2.22 behind mlflow-go, on PostgreSQL; has no sign-in", ("database", "tracking"), ("workers",)
+        "MLflow 3.0 behind mlflow-go, on PostgreSQL; has no sign-in", ("database", "tracking"), ("workers",)
     ),
 }
 DEFAULT = "mlflow-sqlite"
@@ -121,8 +121,8 @@ class Spec:
             value = getattr(self, option)
             if option not in named.options and value != DEFAULTS[option]:
                 raise UsageRefusal(f"{self.name} has no option {option}. {_known(self.name)}")
-        if any("," in str(getattr(self, option)) for option in OPTIONS):
-            raise UsageRefusal(f"{self.name}: no value can have a comma in it.")
+        if any("," in text or text != text.strip() for text in (str(getattr(self, option)) for option in OPTIONS)):
+            raise UsageRefusal(f"{self.name}: no value can have a comma in it, or a blank at its ends.")
         if named.auth and self.auth not in named.auth:
             raise UsageRefusal(f"{self.name}: auth={self.auth} is not possible. Known are: {', '.join(named.auth)}.")
 
