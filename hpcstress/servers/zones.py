@@ -108,5 +108,6 @@ def _need_boto3(chosen: Program) -> None:
     """Refuse an MLflow that has no way to S3."""
     if chosen.python == sys.executable and find_spec("boto3") is None:
         raise Refusal(
-            "MLflow keeps artifacts on S3 by way of boto3, which is not installed: run `pip install 'hpcstress[server]'`."
+            "MLflow keeps artifacts on S3 by way of boto3, which is not installed: "
+            "run `pip install 'hpcstress[server]'`."
         )
