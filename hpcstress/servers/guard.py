@@ -155,11 +155,13 @@ def watch(orders: Orders) -> None:
             if waiting and code == 0:
                 running = start(waiting.pop(0))
                 continue
-            ended = f"{time.time():.3f} {how_ended(code)}"
+            at = time.time()
             # What is left of it does not serve anybody. Its log stays for hpcstress to read.
             running = None
             end_all(below, orders.signal, orders.grace)
-            (folder / "ended").write_text(ended)
+            (folder / "ended").write_text(how_ended(code))
+            # The file's time is that of the end, which whoever was left may have outlived.
+            os.utime(folder / "ended", (at, at))
 
 
 def main() -> None:

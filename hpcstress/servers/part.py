@@ -138,7 +138,7 @@ class Part:
         """Return how it ended by itself, with its last log lines; None while it runs and if `stop` ended it."""
         if self._log.closed:
             return self._last_obituary
-        _, _, how = _end(self._ended).partition(" ")
+        how = _end(self._ended)
         if not how and (code := self._guard.poll()) is not None:
             from hpcstress.servers.guard import how_ended
 
@@ -153,8 +153,8 @@ class Part:
         """Return when and how it ended by itself, and what it has found about other parts."""
         if self._log.closed:
             return self._last_events
-        at, _, how = _end(self._ended).partition(" ")
-        return [*([Event(float(at), self.name, how)] if how else []), *self._recipe.events(_end(self._log))]
+        how, at = _end(self._ended), os.fstat(self._ended.fileno()).st_mtime
+        return [*([Event(at, self.name, how)] if how else []), *self._recipe.events(_end(self._log))]
 
     def pids(self) -> list[int]:
         """Return its processes, the one that started the others first; the guard is not among them."""

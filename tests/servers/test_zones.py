@@ -53,19 +53,18 @@ def environment(temporary: Path) -> dict[str, str]:
     return {**kept, "TMPDIR": str(temporary), "PYTHONPATH": str(REPOSITORY)}
 
 
-def hpcstress_process(temporary: Path, *words: str) -> subprocess.Popen[str]:
+def hpcstress_process(temporary: Path, *words: str) -> subprocess.Popen[bytes]:
     with (temporary / "said").open("w") as said:
         return subprocess.Popen(
             mortal([sys.executable, "-m", "hpcstress", *words]),
             env=environment(temporary),
             cwd=temporary,
-            stdout=subprocess.PIPE,
+            stdout=said,
             stderr=said,
-            text=True,
         )
 
 
-def until(holds: Callable[[], object], seconds: float, parent: subprocess.Popen[str], temporary: Path) -> None:
+def until(holds: Callable[[], object], seconds: float, parent: subprocess.Popen[bytes], temporary: Path) -> None:
     """Wait until something holds; the deadline is there to end a test that fails, not to measure."""
     deadline = time.monotonic() + seconds
     while not holds():
@@ -106,12 +105,9 @@ def test_it_takes_a_small_plan_with_a_clean_audit_and_nothing_is_left_when_hpcst
 ) -> None:
     with hpcstress_process(temporary, "serve", f"{name},workers=1") as parent:
         try:
-            lines = ""
-            while "MLFLOW_TRACKING_PASSWORD" not in lines:
-                line = parent.stdout.readline()
-                assert line, (temporary / "said").read_text()
-                lines += line
-            exported = {name: shlex.split(value)[0] for name, value in MLFLOW.findall(lines)}
+            until(lambda: "runs until Ctrl-C" in (temporary / "said").read_text(), 240, parent, temporary)
+            said = (temporary / "said").read_text()
+            exported = {name: shlex.split(value)[0] for name, value in MLFLOW.findall(said)}
             assert play(tmp_path / "result", SMALL, exported) == 0
             with Result(RunFolder(tmp_path / "result").result) as result:
                 (audit,) = result.table("audit")
@@ -165,7 +161,6 @@ def test_a_replica_that_is_killed_in_mid_run_leaves_a_gap_that_is_told_and_nothi
             assert victims
             for process in victims:
                 process.send_signal(signal.SIGKILL)
-            parent.stdout.read()
             # An attempt or two may have failed, which is no failure of the job.
             assert parent.wait() == 0, (temporary / "said").read_text()
         finally:
