@@ -8,7 +8,10 @@ ARGS ?=
 # Ranks that share one machine talk over loopback and listen nowhere else.
 LOCAL_MPI := MPIR_CVAR_CH4_NETMOD=ofi FI_PROVIDER=tcp FI_TCP_IFACE=lo OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: setup run test quick lint bench readme clean
+# Programs of the system that tests start for real; without one, its tests are skipped and say so.
+PROGRAMS := prometheus prometheus-process-exporter fusermount3
+
+.PHONY: setup system run test quick lint bench readme clean
 
 setup: $(VENV)/ready
 
@@ -19,12 +22,25 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[analysis,mpich,server,dev]'
 	@touch $@
 
+# Install what is missing of these programs, where that is possible: as root, with apt-get.
+# Where systemd runs, Debian starts those that are services, too.
+system:
+	@missing=; for program in $(PROGRAMS); do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
+	if [ -z "$$missing" ]; then exit; fi; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+		echo "Not installed:$$missing. Tests that need them are skipped; on Debian: sudo make system"; exit; fi; \
+	missing=$$(echo "$$missing" | sed 's/fusermount3/fuse3/'); \
+	echo "Installing with apt-get:$$missing"; \
+	export DEBIAN_FRONTEND=noninteractive; apt="apt-get -qq -o DPkg::Lock::Timeout=240"; \
+	{ $$apt update && $$apt install --yes --no-install-recommends $$missing; } >/dev/null \
+		|| echo "They could not be installed:$$missing. Tests that need them are skipped."
+
 # The main job: a server with sign-in on this machine, a ladder of runs from 4 ranks, audit, result, report.
 run: setup
 	@$(LOCAL_MPI) $(BIN)/mpiexec -n $(RANKS) $(BIN)/python -m hpcstress $(ARGS)
 
 # Everything that the project checks.
-test: lint
+test: lint system
 	$(BIN)/python -m pytest
 
 # What takes less than a minute: no real servers, no MPI, and fewer examples of each law.

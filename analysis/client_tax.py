@@ -21,7 +21,20 @@ from hpcstress.result import Result
 _COLUMNS = ("step", "run", "seq", "op", "outcome", "attempt", "start", "end")
 # Options that do not change what is sent.
 _WHEREVER = frozenset(
-    {"client", "retries", "uri", "server", "experiment", "audit", "objective", "sleep_time", "timeout", "warmup"}
+    {
+        "client",
+        "retries",
+        "uri",
+        "server",
+        "prometheus",
+        "prometheus_queries",
+        "experiment",
+        "audit",
+        "objective",
+        "sleep_time",
+        "timeout",
+        "warmup",
+    }
 )
 _BESIDES = (Operation.connect, Operation.server_info, Operation.other)
 

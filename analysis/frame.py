@@ -58,6 +58,8 @@ class Frame:
     ranks: Rows
     health: Rows
     server: Rows
+    events: Rows
+    prometheus: Rows
     audit: Rows
 
     @property
@@ -114,6 +116,8 @@ def read(path: Path | str) -> Frame:
             ranks=result.table("ranks"),
             health=result.table("health"),
             server=result.table("server"),
+            events=result.table("events"),
+            prometheus=result.table("prometheus"),
             audit=result.table("audit"),
         )
 

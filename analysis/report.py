@@ -19,11 +19,13 @@ from analysis.figures import style
 from analysis.frame import Frame, read, see_that_each_is_another
 from analysis.gallery import Gallery
 from analysis.ladders import varied
+from analysis.outages import outages, sentences
 from analysis.percentiles import Estimate
 from analysis.statistics import Statistics, measure
 from analysis.summary import summary
 from analysis.tables import flat, tables, write_csv
 from analysis.timeline import timeline
+from analysis.usage import bottleneck, peaks, told, usage
 from analysis.verdict import judge
 from hpcstress.errors import Refusal, UsageRefusal
 from hpcstress.plan import OPTIONS, Plan, flag
@@ -97,6 +99,9 @@ def _section(path: Path, home: Path, beside: str, anchor: str, gallery: Gallery)
         "operations": statistics.operations,
         "calls": calls_of(frame),
         "pictures": _pictures(frame, statistics, home),
+        "outages": sentences(frame),
+        "bottleneck": bottleneck(frame, statistics.steps),
+        "peaks": peaks(frame, statistics.steps),
         "few": any(not step.service.p99.enough for step in statistics.steps),
         "changed": [row for row in _plan(frame.plan) if row["changed"]],
         "options": _plan(frame.plan),
@@ -118,14 +123,21 @@ def _taxes(frames: Sequence[Frame], folder: Path) -> list[dict[str, Any]]:
 
 def _pictures(frame: Frame, statistics: Statistics, home: Path) -> dict[str, str]:
     """Draw every figure of one result, save it as PNG, and return its address."""
+    line = timeline(frame)
+    parts = usage(frame, line.origin)
     with style.context():
         drawn = {
             "scaling": figures.scaling(statistics.steps, frame.objective),
             "operations": figures.operations(statistics),
             "percentiles": figures.percentiles(statistics, frame.objective),
-            "timeline": figures.timeline(timeline(frame)),
+            "timeline": figures.timeline(line),
             "health": figures.health(frame, statistics.steps),
         }
+        more = told(frame, line.origin)
+        if line.spans and (parts or more):
+            deaths = outages(frame, line.origin)
+            cores = int(frame.facts.get("processors") or 0) if len(frame.server) else 0
+            drawn["usage"] = figures.usage(timeline(frame, alike=True), parts, more, cores, deaths)
     return {name: _saved(figure, home / f"{name}.png") for name, figure in drawn.items()}
 
 

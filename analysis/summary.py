@@ -6,8 +6,10 @@ from pathlib import Path
 
 from analysis.frame import read
 from analysis.ladders import varied
+from analysis.outages import sentences
 from analysis.statistics import Statistics, by_rung, measure
 from analysis.units import UNKNOWN, count, number, plain, seconds
+from analysis.usage import bottleneck
 from analysis.verdict import judge
 
 _NOTES = 10
@@ -20,6 +22,9 @@ def summary(result: Path | str) -> str:
     verdict = judge(frame, statistics.steps)
     lines = [f"{finding.value}: {finding.evidence}" for finding in verdict.findings]
     lines += [verdict.answer, *(judgement.sentence for judgement in verdict.thresholds), verdict.audit]
+    lines += sentences(frame)
+    if sentence := bottleneck(frame, statistics.steps):
+        lines.append(sentence)
     lines += [plain(note, 300) for note in frame.notes[:_NOTES]]
     if len(frame.notes) > _NOTES:
         lines.append(f"And {count(len(frame.notes) - _NOTES, 'more note')} in the report.")

@@ -243,8 +243,13 @@ def serve(
         Path | None,
         Parameter(help="The folder to keep its data in, and to go on with what is there.", show_default=False),
     ] = None,
+    write: Annotated[
+        Path | None, Parameter(help="The new folder to write the manifests of kubernetes into.", show_default=False)
+    ] = None,
 ) -> int:
     """Start a server to play with on this machine; Ctrl-C stops it and, without --keep, removes its data."""
+    if write is not None:
+        return _write_manifests(server, write)
     import shlex
     import signal
     import threading
@@ -281,6 +286,18 @@ def servers_() -> int:
     console = Console(highlight=False, soft_wrap=True)
     for line in described():
         console.print(line, markup=False)
+    return OK
+
+
+def _write_manifests(server: str, folder: Path) -> int:
+    from hpcstress.servers import kubernetes, read
+
+    spec = read(server)
+    if spec.name != "kubernetes":
+        raise UsageRefusal(f"--write is for the server kubernetes: leave it out to start {spec} here.")
+    for path in kubernetes.write(spec, folder):
+        print(path)
+    _tell(f"{folder}/README.md says what to build and what to apply. The passwords are in secrets.yaml alone.")
     return OK
 
 

@@ -104,10 +104,13 @@ def run_job(
             return world.tell(None)
         books.tables["ranks"] = rows
         books.notes += [*dict.fromkeys(filter(None, troubles))][:_TROUBLES]
+        if setup.prometheus is not None:
+            books.notes += setup.prometheus.farewell()
         if setup.server is not None:
             # Before the result is written: what its end shows belongs into it.
             setup.server.stop()
             books.tables["server"] = [setup.server.samples()]
+            books.heard_of(setup.server.events())
             books.server_ended(setup.server.obituary())
         return world.tell(books.finish())
 
@@ -190,6 +193,8 @@ class Job:
             if self.world.tell(self._stopped_in(step) if self.books is not None else None):
                 return
             self._audit(step, acknowledged)
+            if self.books is not None and self.setup.prometheus is not None:
+                self.books.tables["prometheus"].append(self.setup.prometheus.look(began))
 
     @property
     def dialer(self) -> Dialer | None:

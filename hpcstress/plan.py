@@ -131,6 +131,15 @@ class Plan:
     experiment: str = _option(
         "hpcstress", quantity.TEXT, "Server", "The experiment's name; MLFLOW_EXPERIMENT_ID goes before it."
     )
+    prometheus: str = _option(
+        "", quantity.ADDRESS, "Server", "A Prometheus that watches the server; it is asked after each step."
+    )
+    prometheus_queries: tuple[tuple[str, str], ...] = _option(
+        (),
+        quantity.QUERIES,
+        "Server",
+        "What Prometheus is asked, instead of what process-exporter and MLflow itself usually tell it.",
+    )
     audit: int = _option(
         1000, quantity.COUNT, "Reading", "How many runs of a step are read back and compared; 0 for none."
     )
@@ -163,6 +172,8 @@ class Plan:
                 self.varied(variation)
             except UsageRefusal as refusal:
                 raise UsageRefusal(f"--sweep: {refusal}") from None
+        if self.prometheus_queries and not self.prometheus:
+            raise UsageRefusal("--prometheus-queries: give the address of the Prometheus with --prometheus.")
         if not self.users and (self.duration or self.rate or self.think_time):
             raise UsageRefusal("--users: --duration, --rate and --think-time are for users, say how many there are.")
         if self.rate and not self.duration:

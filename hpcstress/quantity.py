@@ -35,6 +35,11 @@ _STORES = {
     "sqlite": re.compile(r"sqlite(\+\w+)?:///[^?#@:\s]+", re.ASCII),
     "postgresql": re.compile(r"postgresql(\+\w+)?://([\w.-]+@)?[\w.-]*(:\d+)?/[\w.-]+", re.ASCII),
 }
+# A semicolon within quotes is none between two queries.
+_QUERY = re.compile(r"""(?:[^;"'`]|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|`[^`]*`)+""")
+_QUERIES = re.compile(f"(?:{_QUERY.pattern})?(?:;(?:{_QUERY.pattern})?)*")
+_QUERY_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+_LONGEST_QUERY, _MOST_QUERIES = 2000, 20
 _NUMBER_AND_UNIT = re.compile(
     r"\s*([0-9][0-9_]*(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", re.ASCII | re.IGNORECASE
 )
@@ -238,6 +243,42 @@ def read_sweep(value: object) -> str:
     return text
 
 
+def read_queries(value: object) -> tuple[tuple[str, str], ...]:
+    """Read what Prometheus is asked, a table of names and PromQL; as text `cpu=PROMQL; memory=PROMQL`."""
+    if isinstance(value, str):
+        if not _QUERIES.fullmatch(value):
+            raise UsageRefusal(f"{value!r} has a quote that does not end: write name=PROMQL; name=PROMQL.")
+        given = [_named_query(part) for part in _QUERY.findall(value) if part.strip()]
+    elif isinstance(value, dict):
+        given = [*value.items()]
+    elif isinstance(value, tuple) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in value):
+        given = [*value]
+    else:
+        raise UsageRefusal(f"{value!r} is not a table of names and PromQL.")
+    for name, query in given:
+        if not isinstance(name, str) or not _QUERY_NAME.fullmatch(name):
+            raise UsageRefusal(f"{name!r} cannot name a query: write up to 32 small letters, digits and _.")
+        if not isinstance(query, str) or not _QUERY.fullmatch(query) or not query.isprintable() or not query.strip():
+            raise UsageRefusal(f"{query!r} is not PromQL in one line, with quotes that end and no ; outside them.")
+        if len(query) > _LONGEST_QUERY:
+            raise UsageRefusal(f"The query {name} is longer than {_LONGEST_QUERY} letters: record it as a rule.")
+    if len({name for name, _ in given}) < len(given) or len(given) > _MOST_QUERIES:
+        raise UsageRefusal(f"Give at most {_MOST_QUERIES} queries, each with a name of its own.")
+    return tuple((name, query.strip()) for name, query in given)
+
+
+def write_queries(queries: tuple[tuple[str, str], ...]) -> str:
+    """Write queries as one text: in TOML, a table would swallow whatever option is added below it."""
+    return "; ".join(f"{name}={query}" for name, query in queries)
+
+
+def _named_query(part: str) -> tuple[str, str]:
+    name, found, query = part.partition("=")
+    if not found:
+        raise UsageRefusal(f"{part.strip()!r} names no query: write name=PROMQL; name=PROMQL.")
+    return name.strip(), query.strip()
+
+
 def read_fraction(value: object) -> float:
     """Read a share between 0 and 1, also written as a percentage."""
     text = str(value).strip()
@@ -290,7 +331,14 @@ def is_store(uri: str) -> bool:
     return uri.partition(":")[0].partition("+")[0] in _STORES
 
 
-def read_uri(value: object) -> str:
+def read_address(value: object) -> str:
+    """Read the address of a Prometheus; refuse one without a scheme, or with a password in it."""
+    if isinstance(value, str) and is_store(value.strip()):
+        raise UsageRefusal("The address is that of a database: write https://host or http://host:9090.")
+    return read_uri(value, "PROMETHEUS_USERNAME and PROMETHEUS_PASSWORD")
+
+
+def read_uri(value: object, variables: str = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD") -> str:
     """Read the address of a server or of a store; refuse one without a scheme, or with a password in it."""
     if not isinstance(value, str):
         raise UsageRefusal(f"{quoted(value)} is not a text.")
@@ -301,7 +349,7 @@ def read_uri(value: object) -> str:
         # Also behind the host: what looks like a path may be the rest of a password with a / in it.
         raise UsageRefusal(
             f"The address {shown!r} holds a user name or password, which would end up in results and "
-            "logs: put them into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (in a path, write %40 for @)."
+            f"logs: put them into {variables} (in a path, write %40 for @)."
         )
     if not value.isprintable():
         raise UsageRefusal(f"The address {shown!r} holds line breaks or other control characters: write it again.")
@@ -346,6 +394,8 @@ POSITIVE_DURATION = Kind("SECONDS", read_positive_seconds, write_seconds)
 FRACTION = Kind("SHARE", read_fraction, float)
 TEXT = Kind("TEXT", read_text, str)
 URI = Kind("URI", read_uri, str)
+ADDRESS = Kind("URI", read_address, str)
+QUERIES = Kind("NAME=PROMQL;...", read_queries, write_queries)
 USERS = Kind("N,N,...", read_users, list)
 RATE = Kind("PER_SECOND", read_rate, float)
 PATH = Kind("PATH", read_path, str)

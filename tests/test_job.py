@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 import psutil
 import pytest
+from hpcstress.servers.server import Recipe
 
 from hpcstress import servers, tokens
 from hpcstress.clocks import Offset
@@ -30,7 +31,6 @@ from hpcstress.recover import recover
 from hpcstress.result import TABLES, Result
 from hpcstress.schedule import Step
 from hpcstress.servers.port import free_port
-from hpcstress.servers.server import Recipe
 from tests.fake_mantik import FakeMantik
 from tests.fake_mlflow import FakeMlflow, Faults, served, serving
 from tests.jobs import REQUESTS, SMALL, Heard, play, requests
@@ -344,6 +344,9 @@ def test_a_server_that_the_warm_up_has_ended_is_not_climbed(tmp_path: Path) -> N
 # A server that hpcstress has started itself.
 
 
+SAMPLE = (1.0, b"fake", 7, b"fake", 0.5, 1000, 1, 3, 2)
+
+
 class Started:
     """What `servers.start` returns, around a server of this process."""
 
@@ -354,7 +357,7 @@ class Started:
         self._obituary = obituary
 
     def samples(self) -> np.ndarray[Any, Any]:
-        return np.array([(1.0, b"fake", 1, 0.5, 1000)], TABLES["server"])
+        return np.array([SAMPLE], TABLES["server"])
 
     def obituary(self) -> str | None:
         # How it ended is known only when it has.
@@ -382,7 +385,7 @@ def test_without_an_address_a_server_is_started_watched_and_stopped(
     assert code == (3 if dies else 0)
     with Result(tmp_path / "job" / "result.h5") as result:
         assert result.facts["server"] == {"name": "fake"}
-        assert result.table("server").tolist() == [(1.0, b"fake", 1, 0.5, 1000)]
+        assert result.table("server").tolist() == [SAMPLE]
         assert result.notes[:1] == ["It was killed by SIGKILL."] * bool(dies)
         assert any("the server did not come back" in note for note in result.notes) == bool(dies)
 

@@ -41,6 +41,14 @@ VALUES: dict[Kind, st.SearchStrategy[Any]] = {
         ["", "params=10,100", "artifact-size=1kB,10MB", "artifact_size=7B  metrics=1,2 tags=0,100,3"]
     ),
     quantity.PATH: st.just("") | TEXTS,
+    quantity.ADDRESS: st.sampled_from(["", "http://host:9090", "https://prometheus.example/behind/a/path"]),
+    quantity.QUERIES: st.dictionaries(
+        st.from_regex("[a-z][a-z0-9_]{0,31}", fullmatch=True),
+        st.sampled_from(
+            ["up", 'sum by (job) (up{job=~"a;b|c=\\"d"})', "rate(x[5m]) > bool 2", "'it''s; quoted'", "`raw \\`"]
+        ),
+        max_size=20,
+    ).map(lambda queries: tuple(queries.items())),
     quantity.SWITCH: st.booleans(),
     KINDS["method"]: st.sampled_from(["all", "log_param", "log_artifacts"]),
     KINDS["arrivals"]: st.sampled_from(["poisson", "constant"]),
@@ -58,6 +66,8 @@ def drawn(draw: st.DrawFn) -> Plan:
         options |= {"duration": 0.0, "rate": 0.0, "think_time": 0.0}
     if not options["duration"] or options["iterations"]:
         options["rate"] = 0.0
+    if not options["prometheus"]:
+        options["prometheus_queries"] = ()
     if options["repeats"] > 500 or options["artifact_folder"]:
         options["sweep"] = ""
     return Plan(**options)
@@ -103,6 +113,8 @@ IMPOSSIBLE: dict[str, tuple[object, str]] = {
     "uri": ("mlflow.example", "'mlflow.example' does not begin with http:// or https://"),
     "server": ("ml\nflow", "is not a plain line of text"),
     "experiment": (None, "None is not a text"),
+    "prometheus": ("http://me:secret@host:9090", "put them into PROMETHEUS_USERNAME and PROMETHEUS_PASSWORD"),
+    "prometheus_queries": ("cpu", "'cpu' names no query: write name=PROMQL; name=PROMQL"),
     "audit": ([], "[] is not a whole number"),
     "objective": ("", "'' is not a duration"),
     "threshold": ("run_duration p95 < soon", "'run_duration p95 < soon': 'soon' is not a duration"),

@@ -7,6 +7,7 @@ from analysis.figures.history import timeline
 from analysis.figures.latency import operations, percentiles
 from analysis.figures.picture import Picture
 from analysis.figures.tax import client_tax
+from analysis.figures.usage import usage
 
 __all__ = [
     "Picture",
@@ -19,4 +20,5 @@ __all__ = [
     "scaling",
     "servers",
     "timeline",
+    "usage",
 ]

@@ -21,7 +21,7 @@ from analysis.frame import OPERATIONS, Frame
 from analysis.percentiles import Sample, merge
 from analysis.statistics import Statistics
 from analysis.tables import Row, write_csv
-from analysis.timeline import usage
+from analysis.usage import usage
 from hpcstress.plan import Rung
 from hpcstress.record import Operation
 

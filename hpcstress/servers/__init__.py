@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from hpcstress.errors import Refusal
-from hpcstress.servers import fasttrackml, mlflow, mlflow_go
+from hpcstress.errors import Refusal, UsageRefusal
+from hpcstress.servers import fasttrackml, mlflow, mlflow_go, zones
 from hpcstress.servers.deployment import Deployment, Front
 from hpcstress.servers.spec import DEFAULTS, OPTIONS, SERVERS, Spec, read
 
 __all__ = ["NAMES", "Deployment", "Spec", "read", "start"]
 
 # What refuses a server that this machine cannot have, without starting it.
-_LACKS: dict[str, Callable[[], object]] = {"mlflow-sqlite": mlflow.own, "mlflow-postgres": mlflow.own_with_postgres}
+_LACKS: dict[str, Callable[[], object]] = {
+    "mlflow-sqlite": mlflow.own,
+    **dict.fromkeys(("mlflow-postgres", "local"), mlflow.own_with_postgres),
+    **dict.fromkeys(("single-az", "multi-az"), zones.own_with_s3),
+    "multi-az-nfs": zones.own_with_mount,
+}
 
 NAMES: tuple[str, ...] = tuple(SERVERS)
 
@@ -25,6 +30,7 @@ _ASSEMBLE: dict[str, Callable[[Spec, Deployment], Front]] = {
     "fasttrackml-postgres": fasttrackml.assemble,
     "mlflow-go-sqlite": mlflow_go.assemble,
     "mlflow-go-postgres": mlflow_go.assemble,
+    **dict.fromkeys(("local", "single-az", "multi-az", "multi-az-nfs"), zones.assemble),
 }
 
 
@@ -34,7 +40,8 @@ def described() -> list[str]:
     lines = ["Servers:"]
     for name, named in SERVERS.items():
         lines.append(f"  {name:{wide}}{named.told}")
-        lines.append(f"  {'':{wide}}parts: {', '.join(named.parts)}; options: {', '.join(named.options) or 'none'}")
+        parts = f"parts: {', '.join(named.parts)}; " if named.parts else ""
+        lines.append(f"  {'':{wide}}{parts}options: {', '.join(named.options) or 'none'}")
         if lacking := lack(name):
             lines.append(f"  {'':{wide}}not here: {lacking}")
     lines.append("Options, behind the name with commas between them, such as mlflow-postgres,workers=2,workspaces:")
@@ -75,6 +82,10 @@ def start(
     does not get ready.
     """
     spec = read(server) if isinstance(server, str) else server
+    if spec.name not in _ASSEMBLE:
+        raise UsageRefusal(
+            f"{spec.name} is not started from here: hpcstress serve {spec} --write FOLDER writes its manifests."
+        )
     site = Deployment(spec.name, folder, say, check, keep=keep, host=host, port=port)
     try:
         site.front = _ASSEMBLE[spec.name](spec, site)

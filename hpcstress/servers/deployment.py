@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from hpcstress import lock
 from hpcstress.errors import Refusal
-from hpcstress.servers.part import Part, Recipe
+from hpcstress.servers.part import Event, Part, Recipe
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,8 +57,9 @@ class Deployment:
         self.name, self.host, self.port = name, host, port
         self.say, self.check = say, check
         self.parts: list[Part] = []
+        self._replicas: list[Part] = []
         self.front = Front("", {}, {})
-        self._keep = keep
+        self.keep = keep
         self._stamps: dict[str, str] = {}
         self._secrets: dict[str, str] = {}
         self._stopped = False
@@ -90,7 +91,7 @@ class Deployment:
         """Return a password of this server: a new one, or the one that its data was made with."""
         if name not in self._secrets:
             self._secrets[name] = secrets.token_urlsafe(24)
-            if self._keep:
+            if self.keep:
                 _write(self.folder / _SECRETS, self._secrets)
         return self._secrets[name]
 
@@ -104,8 +105,11 @@ class Deployment:
                     f"cannot enter {parent}: set TMPDIR to a folder that everybody may enter, such as /tmp."
                 )
 
-    def add(self, name: str, recipe: Recipe) -> Part:
-        """Start the next part and wait until it can be used; refuse one that does not come so far."""
+    def add(self, name: str, recipe: Recipe, *, replica: bool = False) -> Part:
+        """Start the next part and wait until it can be used; refuse one that does not come so far.
+
+        The server goes on without a `replica` while another one runs.
+        """
         kept = self._stamps.get(name)
         if kept is not None and kept != recipe.stamp:
             raise Refusal(
@@ -118,10 +122,11 @@ class Deployment:
         if kept is None:
             # What is left of a start that has failed is nobody's data.
             shutil.rmtree(place, ignore_errors=True)
-        part = Part(name, self.name, recipe, place, keep=self._keep, fresh=kept is None, held=self._held)
+        part = Part(name, self.name, recipe, place, keep=self.keep, fresh=kept is None, held=self._held)
         self.parts.append(part)
         self._wait(part)
-        if self._keep and kept is None:
+        self._replicas += [part] if replica else []
+        if self.keep and kept is None:
             self._stamps[name] = recipe.stamp
             _write(self.folder / _STAMPS, {"server": self.name, "parts": self._stamps})
         return part
@@ -131,9 +136,16 @@ class Deployment:
         return next(part for part in self.parts if part.name == name)
 
     def obituary(self) -> str | None:
-        """Return how the parts that ended by themselves did so, with their last lines; None while all of them run."""
-        told = [obituary for part in self.parts if (obituary := part.obituary())]
-        return "\n".join(told) if told else None
+        """Return how the parts that ended by themselves did so, with their last lines; None while the server runs."""
+        told = {part.name: obituary for part in self.parts if (obituary := part.obituary())}
+        spared = {part.name for part in self._replicas}
+        if spared - told.keys():
+            told = {name: obituary for name, obituary in told.items() if name not in spared}
+        return "\n".join(told.values()) if told else None
+
+    def events(self) -> list[Event]:
+        """Return what happened to parts, and what others found about them, in the order of time."""
+        return sorted((event for part in self.parts for event in part.events()), key=lambda event: event.time)
 
     def pids(self) -> list[int]:
         """Return the processes of all parts."""
@@ -156,7 +168,7 @@ class Deployment:
         self._stopped = True
         for descriptor in self._held:
             os.close(descriptor)
-        if not self._keep:
+        if not self.keep:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _reopen(self) -> None:

@@ -4,9 +4,9 @@
 
 It is a process and a session of its own, so that no signal to hpcstress reaches it, and holds the reading end of a pipe
 that hpcstress keeps open: the end of that pipe is the end of hpcstress, by `stop` or by SIGKILL. ORDERS is JSON: the
-fields of `Orders`. In the folder it writes `samples` (a line per second: time, processes, CPU seconds, resident bytes)
-and, if the part ends by itself, `ended` (how). It is run by its path and imports nothing of hpcstress: it starts fast
-and works from every working directory.
+fields of `Orders`. In the folder it writes `samples` (a line per second, see `census.py`) and, if the part ends by
+itself, `ended` (how). It is run by its path and imports nothing of hpcstress: it starts fast and works from every
+working directory.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import ctypes
 import json
 import os
 import pwd
-import resource
+import runpy
 import select
 import shutil
 import signal
@@ -53,25 +53,6 @@ class Orders:
     """How many seconds they get for it before they are killed."""
     after: tuple[tuple[str, ...], ...] = ()
     """Commands for when all have ended, such as one that unmounts; how they end is nobody's concern."""
-
-
-def census(least_cpu: float) -> tuple[int, float, int]:
-    """Return number, CPU seconds (at least `least_cpu`) and resident bytes of all processes below this one.
-
-    The seconds of processes that have ended are those their parents, at last this process, have inherited by waiting
-    for them. A process that ends while it is being counted may be missed once: the sum must not fall for that.
-    """
-    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    processes, cpu, rss = 0, ended.ru_utime + ended.ru_stime, 0
-    for process in psutil.Process().children(recursive=True):
-        try:
-            times, memory = process.cpu_times(), process.memory_info()
-        except psutil.NoSuchProcess:
-            continue
-        processes += 1
-        cpu += times.user + times.system + times.children_user + times.children_system
-        rss += memory.rss
-    return processes, max(cpu, least_cpu), rss
 
 
 def reap() -> dict[int, int]:
@@ -150,15 +131,17 @@ def watch(orders: Orders) -> None:
 
     waiting = list(orders.commands)
     running: subprocess.Popen[bytes] | None = start(waiting.pop(0))
-    cpu, due = 0.0, time.monotonic()
+    # By its path, like the guard itself.
+    room = runpy.run_path(str(Path(__file__).with_name("census.py")))
+    census, due = room["Census"](os.getpid()), time.monotonic()
     with (folder / "samples").open("ab", buffering=0) as samples:
         # A child that hpcstress forked may hold the pipe open after its death: so look for the death itself, too.
         while os.getppid() == orders.parent:
             if (now := time.monotonic()) >= due:
-                processes, cpu, rss = census(cpu)
+                line = room["written"](census.take(), time.time())
                 # A full disk is the server's to suffer and to report, not a reason to end it.
                 with contextlib.suppress(OSError):
-                    samples.write(f"\n{time.time():.3f} {processes} {cpu:.2f} {rss} .".encode())
+                    samples.write(f"\n{line}".encode())
                 due = now + _PERIOD
             readable, _, _ = select.select([sys.stdin, woken], [], [], due - now)
             if sys.stdin in readable:
@@ -172,10 +155,13 @@ def watch(orders: Orders) -> None:
             if waiting and code == 0:
                 running = start(waiting.pop(0))
                 continue
+            at = time.time()
             # What is left of it does not serve anybody. Its log stays for hpcstress to read.
             running = None
             end_all(below, orders.signal, orders.grace)
             (folder / "ended").write_text(how_ended(code))
+            # The file's time is that of the end, which whoever was left may have outlived.
+            os.utime(folder / "ended", (at, at))
 
 
 def main() -> None:

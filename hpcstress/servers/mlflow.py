@@ -29,7 +29,7 @@ _SHIPPED_POOL = 15
 # The stores of runs, of models and of users, each with a pool in each worker; workspaces and jobs have theirs.
 _STORES = 5
 _THREADS = 7
-_ALSO = ("psycopg2-binary==2.9.13",)
+_ALSO = ("psycopg2-binary==2.9.13", "boto3==1.44.5")
 _ANYWHERE = ("0.0.0.0", "::")  # noqa: S104
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -96,7 +96,12 @@ def store(spec: Spec, site: Deployment) -> Database:
     """Return the database that a server is to have, started if it is one of its own."""
     if not spec.name.endswith("postgres"):
         return database.sqlite("mlflow.db")
-    return database.postgres(site, _STORES * spec.workers * (spec.pool or _SHIPPED_POOL))
+    return database.postgres(site, connections(spec))
+
+
+def connections(spec: Spec) -> int:
+    """Return how many connections to its database one tracking server may open."""
+    return _STORES * spec.workers * (spec.pool or _SHIPPED_POOL)
 
 
 def assemble(spec: Spec, site: Deployment) -> Front:
@@ -155,22 +160,35 @@ def _cache_seconds(spec: Spec, chosen: Program) -> int:
 
 
 def recipe(
-    spec: Spec, site: Deployment, chosen: Program, data: Database, port: int, artifacts: str = "artifacts"
+    spec: Spec,
+    site: Deployment,
+    chosen: Program,
+    data: Database,
+    port: int,
+    artifacts: str = "artifacts",
+    *,
+    behind: int = 0,
+    keys: Mapping[str, str] | None = None,
 ) -> Recipe:
-    """Return how to start one tracking server of a deployment on a port."""
+    """Return how to start one tracking server of a deployment on a port.
+
+    One that is `behind` a balancer is asked for by its port and listens for nobody else. `keys` are those of the store
+    of artifacts.
+    """
     if spec.workspaces and chosen.release < (3, 10):
         raise UsageRefusal(f"MLflow {chosen.version} has no workspaces: leave the option out, or take a newer version.")
     address = f"postgresql+psycopg2://{data.place}" if data.environment else f"sqlite://{data.place}"
     signs_in = spec.auth != "none"
     password, key = site.secret("admin"), site.secret("key")
+    secret = [value for name, value in (keys or {}).items() if "KEY" in name]
     return Recipe(
         command=(
             *(chosen.python, "-P", "-m", "mlflow", "server", *(["--app-name", "basic-auth"] if signs_in else [])),
-            *("--host", site.host, "--port", str(port), "--workers", str(spec.workers)),
+            *("--host", "127.0.0.1" if behind else site.host, "--port", str(port), "--workers", str(spec.workers)),
             *("--backend-store-uri", address, "--artifacts-destination", artifacts),
             *(["--enable-workspaces"] if spec.workspaces else []),
             *(["--gunicorn-opts", f"-k gthread --threads {_THREADS} --timeout 120"] if spec.gunicorn else []),
-            *(["--allowed-hosts", _hosts(site.host, port)] if site.host not in _LOOPBACK else []),
+            *(["--allowed-hosts", _hosts(site.host, behind or port)] if site.host not in _LOOPBACK else []),
         ),
         before=_users_first(chosen, data) if signs_in and chosen.release < (3, 17) else (),
         # The first worker answers while the others are still starting: wait for all of them.
@@ -180,12 +198,13 @@ def recipe(
             **clean(os.environ),
             **_settings(spec),
             **data.environment,
+            **(keys or {}),
             "DO_NOT_TRACK": "true",
             "PYTHONWARNINGS": "ignore",
             "MLFLOW_FLASK_SERVER_SECRET_KEY": key,
             **({"MLFLOW_AUTH_CONFIG_PATH": "auth.ini", "MLFLOW_AUTH_ADMIN_PASSWORD": password} if signs_in else {}),
         },
-        secrets=(password, key, *data.secrets),
+        secrets=(password, key, *data.secrets, *secret),
         stamp=f"MLflow {chosen.version}",
     )
 

@@ -30,6 +30,16 @@ _UNPRINTABLE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[^\n\x20-\x7e\xa0-\U0010ffff]"
 
 
 @dataclass(frozen=True)
+class Event:
+    """Say what happened to a part of a server, or what it found about another one."""
+
+    time: float
+    """In seconds since 1970."""
+    part: str
+    told: str
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Say how one part of a server is started, when it is ready and how it ends. Paths are relative to its folder."""
 
@@ -54,6 +64,8 @@ class Recipe:
     """How many seconds it gets for that before it is killed."""
     after: tuple[tuple[str, ...], ...] = ()
     """Commands for when it has ended, however that came, such as one that unmounts."""
+    events: Callable[[str], list[Event]] = lambda _: []
+    """Tell out of its log what it has found about other parts."""
 
 
 class Part:
@@ -81,6 +93,7 @@ class Part:
         self._orphans = 0
         self._last_obituary: str | None = None
         self._last_samples = ""
+        self._last_events: list[Event] = []
         _furnish(recipe, folder)
         orders = Orders(
             parent=os.getpid(),
@@ -136,6 +149,13 @@ class Part:
             f"The part {self.name} of the server {self.of} {how}. Its last lines:\n{self.last_lines()}" if how else None
         )
 
+    def events(self) -> list[Event]:
+        """Return when and how it ended by itself, and what it has found about other parts."""
+        if self._log.closed:
+            return self._last_events
+        how, at = _end(self._ended), os.fstat(self._ended.fileno()).st_mtime
+        return [*([Event(at, self.name, how)] if how else []), *self._recipe.events(_end(self._log))]
+
     def pids(self) -> list[int]:
         """Return its processes, the one that started the others first; the guard is not among them."""
         import psutil
@@ -146,24 +166,17 @@ class Part:
             return []
 
     def samples(self) -> np.ndarray[Any, np.dtype[Any]]:
-        """Return what the part used, one row of `TABLES["server"]` per second so far."""
-        import numpy as np
+        """Return what the part used, a row of `TABLES["server"]` per second and process so far."""
+        from hpcstress.servers.census import read
 
-        from hpcstress.result import TABLES
-
-        text = self._last_samples if self._samples.closed else _end(self._samples)
-        # A line without its full stop is one that a full disk cut off.
-        rows = [line.split() for line in text.splitlines() if line.endswith(" .")]
-        return np.array(
-            [(float(at), self.name, int(processes), float(cpu), int(rss)) for at, processes, cpu, rss, _ in rows],
-            TABLES["server"],
-        )
+        return read(self._last_samples if self._samples.closed else _end(self._samples), self.name)
 
     def stop(self) -> None:
         """End every process of the part and remove its folder, unless it is to be kept."""
         if self._log.closed:
             return
         self._last_obituary = self.obituary()
+        self._last_events = self.events()
         assert self._guard.stdin is not None
         self._guard.stdin.close()
         if self._guard.wait():
@@ -172,6 +185,8 @@ class Part:
 
             self._orphans = end_all(lambda: _bearing(self._mark), self._recipe.end, self._recipe.grace)
             self._last_obituary = self.obituary()
+            for command in self._recipe.after:
+                subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self._last_samples = _end(self._samples)
         self._files.close()
         if not self._keep:

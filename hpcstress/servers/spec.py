@@ -9,10 +9,11 @@ from dataclasses import field as dataclass_field
 from typing import Any
 
 from hpcstress.errors import UsageRefusal
-from hpcstress.quantity import COUNT, POSITIVE, SWITCH, Kind, choice, nearest
+from hpcstress.quantity import COUNT, POSITIVE, SWITCH, TEXT, Kind, choice, nearest
 
 _VERSION = re.compile(r"[0-9]+(\.[0-9]+)*((a|b|rc|\.dev|\.post)[0-9]+)?", re.ASCII)
 _TUNING = ("workers", "pool", "gunicorn", "auth", "workspaces")
+_SIGN_INS = ("basic", "uncached", "none")
 
 
 @dataclass(frozen=True)
@@ -29,21 +30,45 @@ class Named:
 
 
 SERVERS: dict[str, Named] = {
-    "mlflow-sqlite": Named(
-        "MLflow as it ships, on SQLite", ("tracking",), _TUNING, versions=True, auth=("basic", "uncached", "none")
-    ),
+    "mlflow-sqlite": Named("MLflow as it ships, on SQLite", ("tracking",), _TUNING, versions=True, auth=_SIGN_INS),
     "mlflow-postgres": Named(
         "MLflow on PostgreSQL",
         ("database", "tracking"),
         _TUNING,
         versions=True,
-        auth=("basic", "uncached", "none"),
+        auth=_SIGN_INS,
     ),
     "fasttrackml-sqlite": Named(
         "FastTrackML, written in Go, on SQLite", ("tracking",), ("pool", "auth"), auth=("basic", "none")
     ),
     "fasttrackml-postgres": Named(
         "FastTrackML on PostgreSQL", ("database", "tracking"), ("pool", "auth"), auth=("basic", "none")
+    ),
+    "local": Named(
+        "MLflow on PostgreSQL, artifacts in files of its own", ("database", "tracking"), _TUNING, True, _SIGN_INS
+    ),
+    "single-az": Named(
+        "MLflow on PostgreSQL, artifacts on S3", ("database", "objects", "tracking"), _TUNING, True, _SIGN_INS
+    ),
+    "multi-az": Named(
+        "replicas of MLflow behind a balancer, on one PostgreSQL and S3",
+        ("database", "objects", "tracking-1", "tracking-2", "balancer"),
+        (*_TUNING, "replicas"),
+        True,
+        _SIGN_INS,
+    ),
+    "multi-az-nfs": Named(
+        "replicas of MLflow behind a balancer, on one PostgreSQL and a directory that they share",
+        ("database", "objects", "mount", "tracking-1", "tracking-2", "balancer"),
+        (*_TUNING, "replicas", "shared"),
+        True,
+        _SIGN_INS,
+    ),
+    "kubernetes": Named(
+        "manifests of all that for Kubernetes or OpenShift: written with serve --write, never started",
+        (),
+        ("workers", "replicas", "namespace", "host", "registry", "openshift"),
+        True,
     ),
     "mlflow-go-sqlite": Named("MLflow 3.0 behind mlflow-go, on SQLite; has no sign-in", ("tracking",), ("workers",)),
     "mlflow-go-postgres": Named(
@@ -75,6 +100,12 @@ class Spec:
         "sign-in: basic with its verdicts cached for a minute; uncached, as MLflow ships; none",
     )
     workspaces: bool = _option(False, SWITCH, "MLflow's workspaces")
+    replicas: int = _option(2, POSITIVE, "tracking servers behind the balancer")
+    shared: str = _option("", TEXT, "a directory on the site's NFS or Lustre for artifacts, in place of a mount")
+    namespace: str = _option("hpcstress", TEXT, "the namespace of all objects")
+    host: str = _option("mlflow.example.org", TEXT, "the name by which clients outside the cluster ask for the server")
+    registry: str = _option("registry.example.org/hpcstress", TEXT, "where the two images are that have to be built")
+    openshift: bool = _option(False, SWITCH, "for OpenShift: a Route, and users that the cluster chooses")
 
     def __post_init__(self) -> None:
         named = SERVERS.get(self.name)
@@ -90,6 +121,8 @@ class Spec:
             value = getattr(self, option)
             if option not in named.options and value != DEFAULTS[option]:
                 raise UsageRefusal(f"{self.name} has no option {option}. {_known(self.name)}")
+        if any("," in text or text != text.strip() for text in (str(getattr(self, option)) for option in OPTIONS)):
+            raise UsageRefusal(f"{self.name}: no value can have a comma in it, or a blank at its ends.")
         if named.auth and self.auth not in named.auth:
             raise UsageRefusal(f"{self.name}: auth={self.auth} is not possible. Known are: {', '.join(named.auth)}.")
 

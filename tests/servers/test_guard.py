@@ -14,9 +14,11 @@ import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
+from hpcstress.servers import census
 from hpcstress.servers import guard as guard_module
 
 Eventually = Callable[[Callable[[], object]], None]
@@ -78,9 +80,11 @@ def gone(processes: list[psutil.Process]) -> bool:
     return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
 
 
-def samples(folder: Path) -> list[list[str]]:
+def samples(folder: Path) -> list[np.ndarray]:
+    """Return the censuses that the guard has written down so far, each with a row per process."""
     path = folder / "samples"
-    return [line.split() for line in path.read_text().splitlines() if line] if path.exists() else []
+    rows = census.read(path.read_text() if path.exists() else "", "little")
+    return [rows[rows["time"] == time] for time in np.unique(rows["time"])]
 
 
 def stop(guard: subprocess.Popen[bytes]) -> int:
@@ -250,16 +254,16 @@ def test_the_death_of_hpcstress_ends_the_server_even_if_a_fork_of_it_holds_the_p
             fork.kill()
 
 
-def test_a_sample_counts_processes_and_their_memory(start: Start, folder: Path, eventually: Eventually) -> None:
+def test_a_sample_counts_the_processes_below_the_guard(start: Start, folder: Path, eventually: Eventually) -> None:
     guard = start(FAMILY)
     eventually((folder / "ready").exists)
-    rss = sum(process.memory_info().rss for process in tree(guard))
+    family = {process.pid for process in tree(guard)}
     before = len(samples(folder))
-    eventually(lambda: len(samples(folder)) > before)
-    at, processes, _, resident, mark = samples(folder)[-1]
-    assert float(at) >= psutil.Process(guard.pid).create_time() - 1
-    assert (int(processes), mark) == (4, ".")
-    assert 0.9 * rss < int(resident) < 2 * rss
+    eventually(lambda: len(samples(folder)) > before + 1)
+    last = samples(folder)[-1]
+    assert last["time"][0] >= psutil.Process(guard.pid).create_time() - 1
+    assert set(last["pid"]) == {census.ENDED, *family}
+    assert set(last["part"]) == {b"little"}
 
 
 # The kernel counts in hundredths of a second, of user and system each.
@@ -287,14 +291,9 @@ def test_the_cpu_seconds_of_processes_that_have_ended_stay_in_the_sum(
     start: Start, folder: Path, eventually: Eventually, code: str
 ) -> None:
     start(code)
-    eventually(lambda: (rows := samples(folder)) and rows[-1][1] == "1" and float(rows[-1][2]) >= 0.25)
-    seconds = [float(row[2]) for row in samples(folder)]
-    assert seconds == sorted(seconds)
-
-
-def test_the_cpu_seconds_never_fall() -> None:
-    assert guard_module.census(1e6)[1] == 1e6
-    assert guard_module.census(0.0)[1] < 1e6
+    eventually(lambda: (taken := samples(folder)) and len(taken[-1]) == 2 and taken[-1]["cpu_seconds"][0] >= 0.25)
+    sums = [rows["cpu_seconds"].sum() for rows in samples(folder)]
+    assert (np.diff(sums) > -1e-9).all()
 
 
 def test_a_full_disk_does_not_end_the_server(start: Start, folder: Path) -> None:
