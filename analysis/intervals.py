@@ -76,7 +76,7 @@ def quantile(tail: float, freedom: float) -> float:
 
 
 def _tail(angle: float, freedom: float) -> float:
-    # Taken along the fourth root of the angle: there what is integrated is smooth, also where the exponent is a fraction.
+    # Along the fourth root of the angle what is integrated is smooth, also where the exponent is a fraction.
     place = (_NODES + 1) / 2
     integral = 2 * angle * float(_WEIGHTS @ (place**3 * np.sin(angle * place**4) ** (freedom - 1)))
     whole = math.exp(math.lgamma(0.5) + math.lgamma(freedom / 2) - math.lgamma((freedom + 1) / 2))
