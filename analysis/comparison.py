@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import combinations
 
@@ -30,6 +30,7 @@ from analysis.rivals import Rival, Round
 from analysis.statistics import climb_of
 from hpcstress.plan import Rung
 
+RUN_DURATION, THROUGHPUT = "run duration", "throughput"
 MISS = 0.05
 MARGIN = 0.05
 # More failures than this, as a share, are a difference of their own.
@@ -96,6 +97,15 @@ class Answer:
         """Tell whether there is a ratio."""
         return not math.isnan(self.ratio.value)
 
+    def swapped(self) -> Answer:
+        """Return what is said when the first server is spoken of, and not the second one."""
+        low, value, high = self.ratio
+        verdict = {Verdict.faster: Verdict.slower, Verdict.slower: Verdict.faster}.get(self.verdict, self.verdict)
+        question = replace(
+            self.question, numbers=self.question.numbers[::-1], failures=self.question.failures[::-1], failing=None
+        )
+        return replace(self, question=question, ratio=Interval(*map(_inverse, (high, value, low))), verdict=verdict)
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -114,6 +124,10 @@ class Pair:
     def rounds(self) -> tuple[int, int]:
         """Return how many rounds each server has."""
         return len(self.first.rounds), len(self.second.rounds)
+
+    def swapped(self) -> Pair:
+        """Return the same of the servers in the other order."""
+        return Pair(self.second, self.first, tuple(answer.swapped() for answer in self.answers))
 
 
 @dataclass(frozen=True)
@@ -169,6 +183,10 @@ def _answer(question: Question, rivals: tuple[Rival, Rival], miss: float, margin
     return Answer(question, Interval(*map(_exp, interval)), verdict, why)
 
 
+def _inverse(value: float) -> float:
+    return 1 / value if value else math.inf
+
+
 def _exp(value: float) -> float:
     # Beyond that a number has no room, and no meaning.
     return math.inf if value > 700 else math.exp(value)
@@ -184,8 +202,8 @@ def _questions(rivals: tuple[Rival, Rival], told: Contrast) -> Iterator[Question
     for rung in rungs:
         # Users that go on for a given time have runs as long as that.
         if not any(step.timed for one in rounds for step in one.steps(rung)):
-            yield _about_rung("run duration", rung, rivals, told, _run_duration)
-        yield _about_rung("throughput", rung, rivals, told, _throughput, more_is_faster=True)
+            yield _about_rung(RUN_DURATION, rung, rivals, told, _run_duration)
+        yield _about_rung(THROUGHPUT, rung, rivals, told, Round.throughput, more_is_faster=True)
 
 
 def _shared(rivals: tuple[Rival, Rival]) -> list[Rung]:
@@ -265,7 +283,7 @@ def _question(
         idle = next(rival.name for rival, of in zip(rivals, numbers, strict=True) if min(of) <= 0)
         why = f"no good answer from {idle} in one round at least"
     lost = [_lost(rival, rungs) for rival in rivals]
-    failing = _worse([of.share for of in failures])
+    failing = worse([of.share for of in failures])
     return Question(
         subject=subject,
         rung=rung,
@@ -273,20 +291,13 @@ def _question(
         failures=failures,
         paired=paired,
         more_is_faster=more_is_faster,
-        failing=_worse(lost) if failing is None else failing,
+        failing=worse(lost) if failing is None else failing,
         why=why,
     )
 
 
 def _run_duration(one: Round, rung: Rung) -> float | None:
     return one.run_durations.get(rung)
-
-
-def _throughput(one: Round, rung: Rung) -> float | None:
-    """Return the good answers per second of all repeats of a rung together."""
-    steps = [step for step in one.steps(rung) if math.isfinite(step.requests_per_second)]
-    seconds = sum(step.load_seconds for step in steps)
-    return sum(step.requests_per_second * step.load_seconds for step in steps) / seconds if seconds else None
 
 
 def _failures(rival: Rival, rungs: Sequence[Rung], name: str = "") -> Failures:
@@ -308,7 +319,7 @@ def _lost(rival: Rival, rungs: Sequence[Rung]) -> float:
     return 1 - sum(step.runs_finished for step in steps) / runs if runs else 0.0
 
 
-def _worse(shares: Sequence[float]) -> int | None:
+def worse(shares: Sequence[float]) -> int | None:
     """Return which of two servers fails noticeably more often."""
     difference = shares[1] - shares[0]
     return None if abs(difference) <= _FAILURES else int(difference > 0)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from analysis.frame import Frame, read
+from analysis.frame import OPERATIONS, Frame, option_of, read
+from analysis.percentiles import Sample, merge
 from analysis.published.labels import server_label
 from analysis.statistics import OperationStatistics, Statistics, StepStatistics, by_rung, measure, run_spans
 from analysis.units import plain
@@ -42,7 +44,7 @@ class Round:
     @property
     def began(self) -> float:
         """Return when the first step began, in seconds since 1970; nan where nobody knows."""
-        return min((step.began for step in self.statistics.steps), default=float("nan"))
+        return min((step.began for step in self.statistics.steps), default=math.nan)
 
     def steps(self, rung: Rung) -> tuple[StepStatistics, ...]:
         """Return the repeats of a rung."""
@@ -58,6 +60,16 @@ class Round:
         """Return the rungs that were played."""
         return self.statistics.climb.rungs
 
+    def option(self, name: str, variation: str = "") -> Any:
+        """Return an option of the plan as it is on the rungs of a variation; None of one that the plan has not."""
+        return option_of(self.plan, name, variation)
+
+    def throughput(self, rung: Rung) -> float | None:
+        """Return the good answers per second of all repeats of a rung together; None where nobody knows."""
+        steps = [step for step in self.steps(rung) if math.isfinite(step.requests_per_second)]
+        seconds = sum(step.load_seconds for step in steps)
+        return sum(step.requests_per_second * step.load_seconds for step in steps) / seconds if seconds else None
+
 
 @dataclass(frozen=True)
 class Rival:
@@ -65,6 +77,39 @@ class Rival:
 
     name: str
     rounds: tuple[Round, ...]
+
+    def together(self, rungs: Collection[Rung]) -> Statistics:
+        """Return the statistics of some rungs as if all rounds were repeats of one job."""
+        steps = tuple(step for one in self.rounds for step in one.statistics.steps if step.rung in rungs)
+        parts: dict[tuple[Rung, int], list[Sample]] = {}
+        rows: dict[tuple[Rung, str], list[tuple[OperationStatistics, float]]] = {}
+        for one in self.rounds:
+            for key, sample in one.statistics.samples.items():
+                if key[0] in rungs:
+                    parts.setdefault(key, []).append(sample)
+            for row in one.statistics.operations:
+                own = sum(step.load_seconds for step in one.steps(row.rung))
+                rows.setdefault((row.rung, row.operation), []).append((row, own))
+        samples = {key: merge(of) for key, of in parts.items()}
+        seconds = {rung: sum(step.load_seconds for step in steps if step.rung == rung) for rung in rungs}
+        operations = []
+        for (rung, code), sample in samples.items():
+            of, load = rows[rung, OPERATIONS[code]], seconds[rung]
+            operations.append(
+                replace(
+                    of[0][0],
+                    attempts=len(sample),
+                    good=sum(row.good for row, _ in of),
+                    failed=sum(row.failed for row, _ in of),
+                    per_second=sum(row.per_second * own for row, own in of) / load if load else math.nan,
+                    answers_per_second=sum(row.answers_per_second * own for row, own in of) / load
+                    if load
+                    else math.nan,
+                    mean=sample.mean(),
+                    service=sample.percentiles(),
+                )
+            )
+        return Statistics(steps, tuple(operations), samples)
 
 
 def rivals_of(paths: Sequence[Path]) -> list[Rival]:
@@ -101,9 +146,8 @@ def _results(path: Path) -> list[tuple[str, int | None, Path]]:
 
 def _name(frame: Frame) -> str:
     """Return the text by which a server was started, else what it is called."""
-    text = frame.plan.get("server")
-    started = isinstance(frame.facts.get("server"), Mapping)
-    return str(text) if started and text else server_label(frame.facts)
+    text, server = str(frame.plan.get("server", "")), frame.facts.get("server")
+    return text if text and isinstance(server, Mapping) else server_label(frame.facts)
 
 
 def _short(path: Path, among: Sequence[Path]) -> str:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from hpcstress.errors import Refusal, UsageRefusal
 from hpcstress.folder import RunFolder
-from hpcstress.lock import held, hold
+from hpcstress.lock import held, hold_alone
 from hpcstress.plan import Plan, flag, from_toml
 
 MANIFEST = "compare.json"
@@ -131,10 +131,11 @@ class Rounds:
     def taken(self) -> Iterator[None]:
         """Keep others out of the folder while the block runs."""
         manifest = self.path / MANIFEST
-        if held(manifest):
-            raise Refusal(f"Another comparison works in {self.path}: wait until it ends, or choose another --output.")
         with manifest.open("rb") as file:
-            hold(file.fileno())
+            if not hold_alone(file.fileno()):
+                raise Refusal(
+                    f"Another comparison works in {self.path}: wait until it ends, or choose another --output."
+                )
             yield
 
 
