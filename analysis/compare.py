@@ -13,11 +13,11 @@ from analysis.comparison import MARGIN, Comparison, compare
 from analysis.figures import style
 from analysis.page import saved, template, writing
 from analysis.published import operations
-from analysis.rivals import rivals_of
+from analysis.rivals import Round, rivals_of
 from analysis.summary import aligned
 from analysis.tables import write_csv
-from analysis.units import plain
 from analysis.wording import headline, lines, method, notes, table, unlike
+from hpcstress.plan import Rung
 from hpcstress.rounds import is_comparison
 
 PAGE = "compare.html"
@@ -101,50 +101,55 @@ def _pictures(comparison: Comparison) -> Iterator[Picture]:
     cases = _cases(comparison)
     if not cases:
         return
-    shown = [*dict.fromkeys(case.operation for case in cases)]
-    published = [name for name in operations.PANEL if name in shown]
-    # One operation in many sizes, as mlflow-go has it, is one axes: there bars say more.
-    if len(shown) > 1:
-        at = "" if len(climbed.rungs) == 1 else f" at {climbed.load(_highest(comparison))}"
+    at = "" if _is_go(comparison) or len(climbed.rungs) == 1 else f" at {climbed.load(_highest(comparison))}"
+    if not _is_go(comparison):
+        shown = [*dict.fromkeys(case.operation for case in cases)]
+        published = [name for name in operations.PANEL if name in shown]
+        known = all(one.plan.get("workload") in operations.FAST_WORKLOADS for one in _rounds(comparison))
         yield Picture(
             "panel",
-            f"Every operation on every server{plain(at)}, as FastTrackML draws it",
+            f"Every operation on every server{at}, as FastTrackML draws it",
             "All rounds together, failures included.",
-            figures.servers.panel(cases, published or shown),
+            figures.servers.panel(cases, published if known else shown),
         )
     yield Picture(
         "durations",
-        "How long a request takes on every server, as mlflow-go draws it",
+        f"How long a request takes on every server{at}, as mlflow-go draws it",
         "All rounds together, failures included.",
         figures.servers.durations(cases),
     )
-    yield Picture(
-        "iterations",
-        "How many good answers came on every server, as mlflow-go draws it",
-        "Failures do not count.",
-        figures.servers.iterations(cases),
-    )
+    if _is_go(comparison):
+        yield Picture(
+            "iterations",
+            "How many iterations were done well on every server, as mlflow-go draws it",
+            "Failures do not count.",
+            figures.servers.iterations(cases),
+        )
 
 
-def _highest(comparison: Comparison) -> Any:
-    """Return the last rung that every server has been on."""
-    there = [rung for rung in comparison.climb.rungs if all(_has(rival.rounds, rung) for rival in comparison.rivals)]
-    return there[-1] if there else None
+def _rounds(comparison: Comparison) -> list[Round]:
+    return [one for rival in comparison.rivals for one in rival.rounds]
 
 
-def _has(rounds: Sequence[Any], rung: object) -> bool:
-    return any(rung in one.rungs for one in rounds)
+def _is_go(comparison: Comparison) -> bool:
+    """Tell whether it is about one of mlflow-go's cases, which consist of one operation in several sizes."""
+    return all(one.plan.get("workload") in operations.GO_WORKLOADS for one in _rounds(comparison))
+
+
+def _highest(comparison: Comparison) -> Rung:
+    """Return the last rung that every server has been on, else the last one."""
+    rungs = comparison.climb.rungs
+    there = [rung for rung in rungs if all(any(rung in one.rungs for one in of.rounds) for of in comparison.rivals)]
+    return (there or rungs)[-1]
 
 
 def _cases(comparison: Comparison) -> list[operations.Case]:
     """Return the bars of all servers: mlflow-go's cases on all rungs, operations of other workloads on the highest."""
-    highest = _highest(comparison)
-    if highest is None:
+    if not comparison.climb.rungs:
         return []
-    cases = []
-    for rival in comparison.rivals:
-        one = rival.rounds[0]
-        go = one.plan.get("workload") in operations.GO_WORKLOADS
-        rungs = comparison.climb.rungs if go else [highest]
-        cases += operations.cases_of(one, rival.together(rungs), rival.name)
-    return cases
+    rungs = comparison.climb.rungs if _is_go(comparison) else [_highest(comparison)]
+    return [
+        case
+        for rival in comparison.rivals
+        for case in operations.cases_of(rival.rounds[0], rival.together(rungs), rival.name)
+    ]

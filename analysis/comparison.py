@@ -199,10 +199,11 @@ def _questions(rivals: tuple[Rival, Rival], told: Contrast) -> Iterator[Question
     for name in names:
         if name != _CONNECT:
             yield _about_operation(name, rivals, rungs, told)
-    for rung in rungs:
-        # Users that go on for a given time have runs as long as that.
-        if not any(step.timed for one in rounds for step in one.steps(rung)):
+    # Users that go on for a given time have runs as long as that.
+    if not any(step.timed for one in rounds for step in one.statistics.steps):
+        for rung in rungs:
             yield _about_rung(RUN_DURATION, rung, rivals, told, _run_duration)
+    for rung in rungs:
         yield _about_rung(THROUGHPUT, rung, rivals, told, Round.throughput, more_is_faster=True)
 
 

@@ -87,7 +87,7 @@ def _kind(answer: Answer) -> str:
 def _limits(values: Sequence[float]) -> tuple[float, float]:
     """Return limits of the axis that show 1 and every ratio, and no interval beyond all measure."""
     known = [1 / 1.3, 1.3, *(value for value in values if 1 / _WIDEST <= value <= _WIDEST)]
-    return min(known) / 1.08, max(known) * 1.08
+    return min(known) / 1.12, max(known) * 1.12
 
 
 def scaling(comparison: Comparison) -> Figure:

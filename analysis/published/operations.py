@@ -100,6 +100,8 @@ def cases_of(frame: Planned, statistics: Statistics, server: str) -> list[Case]:
 
 
 def _name(frame: Planned, rung: Rung, workload: str, operation: str) -> str:
+    if workload not in _GO and workload not in FAST_WORKLOADS:
+        return operation.replace("_", " ")
     if workload not in _GO:
         name = {**PANEL, **_NEVER_SHOWN}.get(operation, operation.replace("_", " "))
         return f"{name}\n({_TRUE_SIZES[operation]})" if operation in _TRUE_SIZES else name
