@@ -24,7 +24,7 @@ from itertools import combinations
 import numpy as np
 
 from analysis.contrast import Contrast, contrast
-from analysis.intervals import PAIRS, Interval, of_difference, of_pairs
+from analysis.intervals import PAIRS, Interval, Numbers, freedom, of_difference, of_pairs
 from analysis.ladders import Climb
 from analysis.rivals import Rival, Round
 from analysis.statistics import climb_of
@@ -148,9 +148,7 @@ def compare(rivals: Sequence[Rival], margin: float = MARGIN) -> Comparison:
     asked = [((first, second), [*_questions((first, second), told)]) for first, second in combinations(rivals, 2)]
     number_of = sum(not question.why for _, questions in asked for question in questions)
     miss = MISS / max(1, number_of)
-    pairs = tuple(
-        Pair(*both, tuple(_answer(question, both, miss, margin) for question in questions)) for both, questions in asked
-    )
+    pairs = tuple(Pair(*both, tuple(_answers(questions, both, miss, margin))) for both, questions in asked)
     steps = tuple(step for rival in rivals for one in rival.rounds for step in one.statistics.steps)
     return Comparison(tuple(rivals), told, pairs, climb_of(steps), margin, number_of)
 
@@ -164,23 +162,35 @@ def judged(interval: Interval, margin: float) -> Verdict:
     return Verdict.slower if interval.high < 0 else Verdict.undecided
 
 
-def interval_of(first: Sequence[float], second: Sequence[float], miss: float, *, paired: bool) -> Interval:
-    """Return by how much `second` lies above `first`, in pairs if they are pairs and enough of them."""
-    return (of_pairs if paired and len(first) >= PAIRS else of_difference)(first, second, miss)
+def _answers(
+    questions: Sequence[Question], rivals: tuple[Rival, Rival], miss: float, margin: float
+) -> Iterator[Answer]:
+    asked = [question for question in questions if not question.why]
+    for question, interval in zip(asked, intervals_of([*map(_logs, asked)], miss), strict=True):
+        verdict, why = judged(interval, margin), ""
+        praised = {Verdict.slower: 0, Verdict.faster: 1}.get(verdict)
+        if question.failing is not None and (praised == question.failing or verdict is Verdict.same):
+            verdict, why = Verdict.undecided, f"{rivals[question.failing].name} fails more often"
+        yield Answer(question, Interval(*map(_exp, interval)), verdict, why)
+    nothing = Interval(math.nan, math.nan, math.nan)
+    yield from (Answer(question, nothing, Verdict.undecided, question.why) for question in questions if question.why)
 
 
-def _answer(question: Question, rivals: tuple[Rival, Rival], miss: float, margin: float) -> Answer:
-    if question.why:
-        return Answer(question, Interval(math.nan, math.nan, math.nan), Verdict.undecided, question.why)
-    first, second = ([math.log(value) for value in values] for values in question.numbers)
+def intervals_of(questions: Sequence[tuple[Numbers, Numbers, bool]], miss: float) -> list[Interval]:
+    """Return by how much second numbers lie above first ones, for each question; the last word says they are pairs."""
+    free = freedom([(first, second) for first, second, paired in questions if not paired])
+    return [
+        of_pairs(first, second, miss) if paired else of_difference(first, second, miss, free)
+        for first, second, paired in questions
+    ]
+
+
+def _logs(question: Question) -> tuple[Numbers, Numbers, bool]:
+    """Return what both servers gave as logarithms of speeds."""
     # Of durations the shorter one is the faster one.
-    low_to_high = (first, second) if question.more_is_faster else (second, first)
-    interval = interval_of(*low_to_high, miss, paired=question.paired)
-    verdict, why = judged(interval, margin), ""
-    praised = {Verdict.slower: 0, Verdict.faster: 1}.get(verdict)
-    if question.failing is not None and (praised == question.failing or verdict is Verdict.same):
-        verdict, why = Verdict.undecided, f"{rivals[question.failing].name} fails more often"
-    return Answer(question, Interval(*map(_exp, interval)), verdict, why)
+    sign = 1 if question.more_is_faster else -1
+    first, second = ([sign * math.log(value) for value in values] for values in question.numbers)
+    return first, second, question.paired
 
 
 def _inverse(value: float) -> float:

@@ -8,8 +8,9 @@ intervals come out far too short; and resampling requests or runs within a round
 Two ways, chosen by the number of rounds and never by what they gave, because a choice that looks at the numbers finds
 differences that are not there:
 
-* Each server for itself (Welch). Rounds of one server may vary more than those of another. Where the machine gets
-  slower or faster for all, the interval becomes wider than it needs to be, and nothing wrong is said.
+* Each server for itself (Welch). Rounds of one server may vary more than those of another. How many degrees of freedom
+  that leaves is asked of all questions together: of two or three numbers alone it would be luck. Where the machine gets
+  slower or faster for all, intervals become wider than they need to be, and nothing wrong is said.
 * In pairs (Student). What both servers of a round have in common falls out. It costs half of the degrees of freedom:
   with fewer than `PAIRS` rounds that is more than it brings.
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -36,24 +38,44 @@ class Interval(NamedTuple):
     high: float
 
 
-def of_difference(first: Sequence[float], second: Sequence[float], miss: float) -> Interval:
+Numbers = Sequence[float]
+
+
+def freedom(questions: Sequence[tuple[Numbers, Numbers]]) -> float:
+    """Return the degrees of freedom of differences between two servers, by Welch and Satterthwaite.
+
+    What enters is how much the rounds of each server vary on the average of all questions. Questions that have fewer
+    than two rounds of a server say nothing; without any other, the number is 0.
+    """
+    known = [both for both in questions if min(map(len, both)) > 1]
+    if not known:
+        return 0.0
+    shares = [float(np.mean([_share(both[place]) for both in known])) for place in (0, 1)]
+    left = [min(len(both[place]) for both in known) - 1 for place in (0, 1)]
+    if not any(shares):
+        return float(sum(left))
+    return sum(shares) ** 2 / sum(share**2 / rounds for share, rounds in zip(shares, left, strict=True))
+
+
+def of_difference(first: Numbers, second: Numbers, miss: float, free: float) -> Interval:
     """Return by how much the mean of `second` lies above that of `first`; the interval misses with probability `miss`.
 
-    Nobody can say how much rounds vary of which there is one: then the interval is endless.
+    `free` are the degrees of freedom. Nobody can say how much rounds vary of which there is one: then the interval is
+    endless.
     """
     value = float(np.mean(second) - np.mean(first))
     if min(len(first), len(second)) < 2:
         return Interval(-math.inf, value, math.inf)
-    parts = [float(np.var(numbers, ddof=1)) / len(numbers) for numbers in (first, second)]
-    variance = sum(parts)
-    if not variance:
-        return Interval(value, value, value)
-    squares = parts[0] ** 2 / (len(first) - 1) + parts[1] ** 2 / (len(second) - 1)
-    reach = quantile(miss / 2, variance**2 / squares) * math.sqrt(variance)
+    reach = quantile(miss / 2, free) * math.sqrt(_share(first) + _share(second))
     return Interval(value - reach, value, value + reach)
 
 
-def of_pairs(first: Sequence[float], second: Sequence[float], miss: float) -> Interval:
+def _share(numbers: Numbers) -> float:
+    """Return the variance of the mean."""
+    return float(np.var(numbers, ddof=1)) / len(numbers)
+
+
+def of_pairs(first: Numbers, second: Numbers, miss: float) -> Interval:
     """Return the same of numbers that belong together two by two, such as those of one round."""
     differences = np.asarray(second) - np.asarray(first)
     value, number = float(differences.mean()), len(differences)
@@ -63,6 +85,7 @@ def of_pairs(first: Sequence[float], second: Sequence[float], miss: float) -> In
     return Interval(value - reach, value, value + reach)
 
 
+@lru_cache
 def quantile(tail: float, freedom: float) -> float:
     """Return what Student's t with so many degrees of freedom, 1 or more, exceeds with the probability `tail`."""
     # With t = sqrt(freedom) / tan(angle) the tail is the integral of sin^(freedom - 1) from 0 to the angle.

@@ -161,10 +161,11 @@ def _short(path: Path, among: Sequence[Path]) -> str:
 
 def _read(name: str, number: int | None, path: Path) -> tuple[str, Round]:
     frame = read(path)
-    return name or _name(frame), _round(frame, number)
+    return name or _name(frame), round_of(frame, number)
 
 
-def _round(frame: Frame, number: int | None) -> Round:
+def round_of(frame: Frame, number: int | None = None) -> Round:
+    """Return what stays of a result: its numbers, and no attempts."""
     statistics = measure(frame)
     durations: dict[Rung, list[np.ndarray[Any, Any]]] = {}
     for row, attempts in frame.by_step():

@@ -13,7 +13,7 @@ from analysis.rivals import Rival
 from analysis.tables import Row
 from analysis.units import UNKNOWN, count, number, plain, seconds
 
-_FEW, _ROUNDS = 3, 2
+_FEW, _ROUNDS, _MOST = 3, 2, 10_000
 _ARE = {Verdict.same: "the same", Verdict.undecided: "undecided"}
 _FINDINGS = {
     "CLIENT-BOUND": "the generator may have made its numbers, the server is as fast as this at least",
@@ -215,10 +215,10 @@ def ratio(answer: Answer) -> str:
 
 
 def factor(value: float) -> str:
-    """Write a ratio with as many digits as tell it from 1."""
-    if 0.1 <= value < 2:
-        return f"{value:.2f}"
-    return "more" if math.isinf(value) else number(value)
+    """Write a ratio with as many digits as tell it from 1; beyond 10,000 nobody has measured anything."""
+    if value >= _MOST or value <= 1 / _MOST:
+        return f"over {_MOST:,}" if value >= 1 else f"under 1/{_MOST:,}"
+    return f"{value:.2f}" if 0.1 <= value < 2 else number(value)
 
 
 def _percent(share: float) -> str:
