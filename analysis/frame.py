@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from os.path import realpath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -42,6 +42,17 @@ OPERATIONS = _names(Operation)
 OUTCOMES = _names(Outcome)
 
 
+class Planned(Protocol):
+    """Be something that was measured by a plan."""
+
+    @property
+    def plan(self) -> Mapping[str, Scalar]:
+        """Return the options of the plan."""
+
+    def option(self, name: str, variation: str = "") -> Any:
+        """Return an option of the plan as it is on the rungs of a variation; None of one that the plan has not."""
+
+
 @dataclass(frozen=True)
 class Frame:
     """Hold what one result file says: its tables, and the `NEEDED` columns of its attempts."""
@@ -69,7 +80,7 @@ class Frame:
 
     def option(self, name: str, variation: str = "") -> Any:
         """Return an option of the plan as it is on the rungs of a variation; None of one that the plan has not."""
-        return value_of(name, varied(variation).get(name, self.plan.get(name)))
+        return option_of(self.plan, name, variation)
 
     def widened(self, *names: str) -> Frame:
         """Return this frame with more columns of its attempts, read anew from the file."""
@@ -96,6 +107,11 @@ def see_that_each_is_another(results: Sequence[Path]) -> None:
         if (place := realpath(result)) in known:
             raise UsageRefusal(f"{known[place]} is given twice: give each result once.")
         known[place] = result
+
+
+def option_of(plan: Mapping[str, Scalar], name: str, variation: str) -> Any:
+    """Return an option of a plan as it is on the rungs of a variation; None of one that the plan has not."""
+    return value_of(name, varied(variation).get(name, plan.get(name)))
 
 
 def read(path: Path | str) -> Frame:

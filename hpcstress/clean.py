@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hpcstress import workspaces
 from hpcstress.clients.answer import Answer, Failed
 from hpcstress.clients.api import Api, refusal
+from hpcstress.clients.dial import way_to
 from hpcstress.clients.requests import artifact_path
 from hpcstress.content import PREFILL_TAG, SESSION_TAG
+from hpcstress.errors import Refusal
+from hpcstress.plan import from_toml
 from hpcstress.preflight import is_active, remove_experiment, tags_of
 from hpcstress.quantity import count
 from hpcstress.record import Outcome
+from hpcstress.result import Result
+from hpcstress.tokens import Renewal, sign_in
 
 
 @dataclass
 class Cleaned:
-    """Count what was removed; `prefill` counts the runs that were there before the load."""
+    """Count what was removed; `prefill` counts the runs that were there before the load, `stays` tells of such."""
 
     runs: int = 0
     artifacts: int = 0
@@ -28,6 +35,7 @@ class Cleaned:
     experiments: int = 0
     models: int = 0
     workspaces: int = 0
+    stays: bool = False
 
 
 async def clean(
@@ -65,8 +73,27 @@ async def clean(
         raise refusal(
             api.target, failure.answer, f"cleaning up, {count(before.runs + done.runs, 'run')} done"
         ) from None
-    done.prefill = before.runs
+    done.prefill, done.stays = before.runs, "prefill" in facts and not prefill
     return done
+
+
+def clean_result(
+    result: Path, environment: Mapping[str, str], say: Callable[[str], None], *, prefill: bool = False
+) -> Cleaned:
+    """Clean the server of a result: sign in there, and delete what its job has created."""
+    with Result(result) as opened:
+        facts, plan = opened.facts, from_toml(opened.plan_toml)
+    if "experiment_id" not in facts:
+        raise Refusal(f"The job of {result} had no server: there is nothing to clean.")
+
+    async def act() -> Cleaned:
+        async with Api(await way_to(str(facts["uri"]), environment), plan.timeout) as api:
+            await sign_in(api.target)
+            with Renewal(api.target, api.target.token):
+                left_in = workspaces.places(plan, there=bool(facts.get("workspaces")))
+                return await clean(api, facts, say, prefill=prefill, places=left_in)
+
+    return asyncio.run(act())
 
 
 async def _remove_marked(

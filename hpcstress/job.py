@@ -66,9 +66,13 @@ def run_job(
     environment: Mapping[str, str],
     progress: Progress,
     import_seconds: float,
+    stop: Stop | None = None,
 ) -> int:
-    """Run a plan, write its result into a folder and return the exit code. Every rank of the world calls this."""
-    stop = Stop(speaks=world.rank == 0, place=folder.path)
+    """Run a plan, write its result into a folder and return the exit code. Every rank of the world calls this.
+
+    Who gives a `stop` can ask it afterwards whether somebody has stopped the job.
+    """
+    stop = stop or Stop(speaks=world.rank == 0, place=folder.path)
     with ExitStack() as resources, stop.listening():
         setup = world.only_first(lambda: prepare(plan, world, folder, environment, progress, resources, stop))
         if plan.artifact_folder:

@@ -218,6 +218,12 @@ def is_named(uri: str, environment: Mapping[str, str]) -> bool:
     return bool(_addresses(uri, environment))
 
 
+def without_address(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment that names no server."""
+    naming = {*_ADDRESSES, _MANTIK_USERNAME, _MANTIK_PASSWORD, _MANTIK_SERVICE}
+    return {name: value for name, value in environment.items() if name not in naming}
+
+
 def store_of(uri: str, environment: Mapping[str, str]) -> str:
     """Return the address of the database that is given instead of a server's, "" where none is."""
     for source, given in _addresses(uri, environment).items():

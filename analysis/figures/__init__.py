@@ -1,6 +1,6 @@
 """The pictures: each function takes tables and returns a matplotlib figure; nothing touches pyplot or a display."""
 
-from analysis.figures import mantik, matrix, servers
+from analysis.figures import mantik, matrix, rivals, servers
 from analysis.figures.capacity import scaling
 from analysis.figures.generator import health
 from analysis.figures.history import timeline
@@ -17,6 +17,7 @@ __all__ = [
     "matrix",
     "operations",
     "percentiles",
+    "rivals",
     "scaling",
     "servers",
     "timeline",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from analysis.frame import OPERATIONS, Frame
+from analysis.frame import OPERATIONS, Planned
 from analysis.statistics import Statistics
 from hpcstress.plan import Rung
 from hpcstress.quantity import count
@@ -73,8 +73,8 @@ class Case:
         return f"{self.name}\n{count(self.users, 'user')}" if self.users else self.name
 
 
-def cases_of(frame: Frame, statistics: Statistics, server: str) -> list[Case]:
-    """Return the cases of a result of one of the workloads: mlflow-go's iterations, or all of FastTrackML's."""
+def cases_of(frame: Planned, statistics: Statistics, server: str) -> list[Case]:
+    """Return the cases of a result: of one of mlflow-go's workloads its iterations, of any other all operations."""
     workload = str(frame.plan["workload"])
     cases = []
     for row in statistics.operations:
@@ -99,7 +99,9 @@ def cases_of(frame: Frame, statistics: Statistics, server: str) -> list[Case]:
     return sorted(cases, key=lambda case: (_place(case.operation), case.users)) if workload not in _GO else cases
 
 
-def _name(frame: Frame, rung: Rung, workload: str, operation: str) -> str:
+def _name(frame: Planned, rung: Rung, workload: str, operation: str) -> str:
+    if workload not in _GO and workload not in FAST_WORKLOADS:
+        return operation.replace("_", " ")
     if workload not in _GO:
         name = {**PANEL, **_NEVER_SHOWN}.get(operation, operation.replace("_", " "))
         return f"{name}\n({_TRUE_SIZES[operation]})" if operation in _TRUE_SIZES else name

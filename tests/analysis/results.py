@@ -147,6 +147,7 @@ def played(
     spread: float,
     faults: Sequence[Fault],
     outage: Outage | None,
+    speed: float = 1.0,
 ) -> np.ndarray:
     """Return the attempts of one step against a server that slows down with the number of runs per `capacity`."""
     due = np.sort(rng.uniform(0, spread, size)) if spread else np.zeros(size)
@@ -154,7 +155,7 @@ def played(
     made = []
     for seq, (operation, usual) in enumerate(WORKLOAD):
         late = rng.exponential(40e-6, size)
-        service = usual * (1 + size / capacity) * rng.lognormal(0, 0.35, size)
+        service = usual / speed * (1 + size / capacity) * rng.lognormal(0, 0.35, size)
         start, end, outcome = now + late, now + late + service, np.zeros(size, int)
         for fault in faults:
             if fault.size == size and fault.operation is operation and repeat in fault.repeats:
@@ -195,8 +196,11 @@ def story(
     host: str = "node",
     notes: Sequence[str] = (),
     facts: dict[str, object] | None = None,
+    speed: float = 1.0,
+    began: float = 0.0,
+    **options: Any,
 ) -> Path:
-    """Write the result of a whole job."""
+    """Write the result of a whole job, of a server so many times as fast as usual; the plan may have more options."""
     rng = np.random.default_rng(seed)
     sizes, climbs = runs * repeats, [number // len(runs) for number in range(len(runs) * repeats)]
     attempts = np.concatenate(
@@ -211,11 +215,13 @@ def story(
                 spread=spread,
                 faults=faults,
                 outage=outage,
+                speed=speed,
             )
             for number, size in enumerate(sizes)
         ]
     )
     steps = steps_of(attempts, sizes, climbs)
+    steps["began"] += began
     wall = steps["last_done"] / SECOND
     tables = {
         "steps": steps,
@@ -264,7 +270,7 @@ def story(
         tables["server"] = server_use(steps, wall, outage)
     if prometheus is not None:
         tables["prometheus"] = prometheus
-    plan = Plan(runs=runs, repeats=repeats, objective=objective).to_toml()
+    plan = Plan(runs=runs, repeats=repeats, objective=objective, **options).to_toml()
     return write(path, attempts, tables, plan=plan, facts=facts, notes=notes)
 
 

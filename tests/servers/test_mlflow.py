@@ -53,7 +53,7 @@ def cook(site: Deployment) -> Callable[..., Recipe]:
 def test_mlflow_has_workspaces_only_if_somebody_wants_them(cook: Callable[..., Recipe]) -> None:
     flags = ["--enable-workspaces" in cook(f"mlflow-sqlite{wanted}").command for wanted in ("", ",workspaces")]
     assert flags == [False, True]
-    with pytest.raises(UsageRefusal, match="MLflow 2.22.5 has no workspaces"):
+    with pytest.raises(UsageRefusal, match=r"MLflow 2\.22\.5 has no workspaces"):
         cook("mlflow-sqlite,workspaces", program=OLD)
 
 
@@ -270,7 +270,8 @@ def test_nothing_is_left_of_mlflow_when_hpcstress_is_killed(user: str | None, ev
     with tempfile.TemporaryDirectory(prefix="a temporary folder ") as temporary:
         Path(temporary).chmod(0o777)
         code = (
-            "import json, sys; from hpcstress import servers; server = servers.start('mlflow-sqlite,workers=2', say=str);"
+            "import json, sys; from hpcstress import servers;"
+            "server = servers.start('mlflow-sqlite,workers=2', say=str);"
             "print(json.dumps([server.uri, server.pids()]), flush=True); sys.stdin.read()"
         )
         # The working directory cannot be written to, there is no home, and paths hold spaces.
