@@ -154,6 +154,10 @@ def _open_store(plan: Plan, uri: str, environment: Mapping[str, str], session: s
         raise UsageRefusal(f"What {plan.workload} reads is made by way of a server: give its address by --uri.")
     if workloads.workspaces(plan):
         raise UsageRefusal(f"{plan.workload} is about the workspaces of a server: give its address by --uri.")
+    if any("log_spans" in requests for requests in estimate(plan).requests_per_run):
+        raise UsageRefusal(
+            f"The spans of {plan.workload} go to a server, which a store does not have: give its address by --uri."
+        )
     from hpcstress.clients.store import find_experiment
 
     experiment_id, created = find_experiment(uri, environment, plan.experiment)
