@@ -366,6 +366,7 @@ def clean(
     import asyncio
 
     from hpcstress.clean import clean as clean_server
+    from hpcstress.clean import traces
     from hpcstress.clients.api import Api
     from hpcstress.clients.dial import way_to
     from hpcstress.plan import from_toml
@@ -375,6 +376,7 @@ def clean(
 
     with Result(result) as opened:
         facts, plan_told = opened.facts, from_toml(opened.plan_toml)
+        traced = traces(plan_told, str(facts.get("session")), opened.rows(("step", "run", "op")))
     if "experiment_id" not in facts:
         raise Refusal(f"The job of {result} had no server: there is nothing to clean.")
 
@@ -383,15 +385,23 @@ def clean(
             await sign_in(api.target)
             with Renewal(api.target, api.target.token):
                 left_in = places(plan_told, there=bool(facts.get("workspaces")))
-                return await clean_server(api, facts, _tell, prefill=prefill, places=left_in)
+                return await clean_server(api, facts, _tell, prefill=prefill, places=left_in, traces=traced)
 
     cleaned = asyncio.run(act())
     gone = " and the experiment" if cleaned.experiment else ""
     print(f"Deleted {count(cleaned.runs, 'run')}, the artifacts of {cleaned.artifacts:,} of them{gone}.")
-    if cleaned.experiments or cleaned.models or cleaned.workspaces:
-        kinds = {"experiment": cleaned.experiments, "registered model": cleaned.models, "workspace": cleaned.workspaces}
-        beside = [f"{count(number, kind)}" for kind, number in kinds.items()]
+    kinds = {
+        "experiment": cleaned.experiments,
+        "registered model": cleaned.models,
+        "logged model": cleaned.logged_models,
+        "trace": cleaned.traces or 0,
+        "workspace": cleaned.workspaces,
+    }
+    beside = [f"{count(number, kind)}" for kind, number in kinds.items() if number]
+    if beside:
         print(f"Deleted what runs had created beside them: {', '.join(beside)}.")
+    if cleaned.traces is None:
+        print("The server cannot delete traces: if the job has created some, they stay.")
     if prefill:
         print(f"Deleted {count(cleaned.prefill, 'run')} that were there before the load.")
     elif "prefill" in facts:
