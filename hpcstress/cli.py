@@ -487,10 +487,18 @@ def clean(
     cleaned = clean_result(result, os.environ, _tell, prefill=prefill)
     gone = " and the experiment" if cleaned.experiment else ""
     print(f"Deleted {count(cleaned.runs, 'run')}, the artifacts of {cleaned.artifacts:,} of them{gone}.")
-    if cleaned.experiments or cleaned.models or cleaned.workspaces:
-        kinds = {"experiment": cleaned.experiments, "registered model": cleaned.models, "workspace": cleaned.workspaces}
-        beside = [f"{count(number, kind)}" for kind, number in kinds.items()]
+    kinds = {
+        "experiment": cleaned.experiments,
+        "registered model": cleaned.models,
+        "logged model": cleaned.logged_models,
+        "trace": cleaned.traces or 0,
+        "workspace": cleaned.workspaces,
+    }
+    beside = [f"{count(number, kind)}" for kind, number in kinds.items() if number]
+    if beside:
         print(f"Deleted what runs had created beside them: {', '.join(beside)}.")
+    if cleaned.traces is None:
+        print("The server cannot delete traces: if the job has created some, they stay.")
     if prefill:
         print(f"Deleted {count(cleaned.prefill, 'run')} that were there before the load.")
     elif cleaned.stays:

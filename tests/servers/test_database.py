@@ -61,7 +61,7 @@ Site = tuple[Deployment, database.Database]
 
 @pytest.mark.slow
 def test_postgresql_runs_without_privileges_and_listens_on_loopback_alone(site: Site) -> None:
-    deployment, data = site
+    deployment, _ = site
     first, *others = [psutil.Process(pid) for pid in deployment.pids()]
     assert others
     if os.geteuid() == 0:
