@@ -54,7 +54,9 @@ def freedom(questions: Sequence[tuple[Numbers, Numbers]]) -> float:
     left = [min(len(both[place]) for both in known) - 1 for place in (0, 1)]
     if not any(shares):
         return float(sum(left))
-    return sum(shares) ** 2 / sum(share**2 / rounds for share, rounds in zip(shares, left, strict=True))
+    # Relative to the larger one: the square of a tiny number is 0.
+    parts = [share / max(shares) for share in shares]
+    return sum(parts) ** 2 / sum(part**2 / rounds for part, rounds in zip(parts, left, strict=True))
 
 
 def of_difference(first: Numbers, second: Numbers, miss: float, free: float) -> Interval:

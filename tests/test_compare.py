@@ -143,11 +143,12 @@ def test_a_signal_between_two_turns_ends_the_comparison_before_the_next_one(
             if sentence.startswith("Turn 2"):
                 signal.raise_signal(signal.SIGINT)
 
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(Refusal, match="Stopped before any load was sent") as stopped:
         played(tmp_path / "all", uris(two), two[0].environment, progress=Late())
     assert stopped.value.exit_code == Interruption.exit_code
     assert len(find(tmp_path / "all").done()) == 1
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_server_that_is_gone_in_a_later_round_does_not_stop_the_others_and_comes_back_another_time(

@@ -16,7 +16,6 @@ from typing import Any, Self
 import numpy as np
 import psutil
 import pytest
-from hpcstress.servers.server import Recipe
 
 from hpcstress import servers, tokens
 from hpcstress.clocks import Offset
@@ -30,6 +29,9 @@ from hpcstress.record import Operation, Outcome
 from hpcstress.recover import recover
 from hpcstress.result import TABLES, Result
 from hpcstress.schedule import Step
+from hpcstress.servers import Deployment, Spec
+from hpcstress.servers.deployment import Front
+from hpcstress.servers.part import Event, Recipe
 from hpcstress.servers.port import free_port
 from tests.fake_mantik import FakeMantik
 from tests.fake_mlflow import FakeMlflow, Faults, served, serving
@@ -359,6 +361,9 @@ class Started:
     def samples(self) -> np.ndarray[Any, Any]:
         return np.array([SAMPLE], TABLES["server"])
 
+    def events(self) -> list[Event]:
+        return []
+
     def obituary(self) -> str | None:
         # How it ended is known only when it has.
         return self._obituary if self.stopped else None
@@ -379,7 +384,7 @@ def test_without_an_address_a_server_is_started_watched_and_stopped(
 ) -> None:
     with serving(Faults(die_after=dies), password=PASSWORD) as server:
         started = Started(server, "It was killed by SIGKILL." if dies else None)
-        monkeypatch.setattr(servers, "start", lambda name, **_: {"mlflow": started}[name])
+        monkeypatch.setattr(servers, "start", lambda spec, **_: {Spec(): started}[spec])
         code = play(tmp_path / "job", replace(SMALL, runs=(8,), repeats=2, timeout=0.3), {"HOME": "/nonexistent"})
     assert started.stopped
     assert code == (3 if dies else 0)
@@ -396,34 +401,29 @@ def test_a_server_that_lost_its_guard_serves_to_the_end_of_the_job_is_ended_and_
     port = free_port()
     fake = f"{sys.executable} -m tests.fake_mlflow --port {port} & wait"
 
-    def recipe(_workers: int) -> Recipe:
-        return Recipe(
-            command=("sh", "-c", fake),
-            uri=f"http://127.0.0.1:{port}",
-            facts={"name": "fake"},
-            ready=lambda log: str(port) in log,
-            files={},
-            environment={**os.environ, "PYTHONPATH": str(ROOT)},
-            client={"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}", "HOME": "/nonexistent"},
-            secrets=(),
-        )
+    def assemble(_spec: Spec, site: Deployment) -> Front:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        site.add("tracking", Recipe(("sh", "-c", fake), lambda log: str(port) in log, environment))
+        uri = f"http://127.0.0.1:{port}"
+        return Front(uri, {"MLFLOW_TRACKING_URI": uri, "HOME": "/nonexistent"}, {"name": "fake"})
 
     class Killing(Progress):
         """Kill the guard and the server's first process when the step begins."""
 
         def begin(self, *_: object) -> None:
-            [guard] = (child for child in psutil.Process().children() if fake in child.cmdline())
+            [guard] = (child for child in psutil.Process().children() if fake in " ".join(child.cmdline()))
             for victim in (guard, *guard.children()):
                 victim.kill()
 
-    monkeypatch.setattr(servers, "_RECIPES", {"mlflow": recipe})
+    monkeypatch.setitem(servers._ASSEMBLE, "mlflow-sqlite", assemble)
     assert play(tmp_path / "job", SMALL, {"HOME": "/nonexistent"}, Killing()) == 0
     with Result(tmp_path / "job" / "result.h5") as result:
         assert result.complete
         assert result.table("steps")["runs_finished"].tolist() == [6]
         [note] = result.notes
         assert note.startswith(
-            "The server mlflow lost its guard, which was killed by SIGKILL; still running, and ended"
+            "The part tracking of the server mlflow-sqlite lost its guard, which was killed by SIGKILL; "
+            "still running, and ended"
         )
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port))

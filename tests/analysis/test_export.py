@@ -18,7 +18,7 @@ from hpcstress.record import COLUMNS, RECORD
 from tests.analysis import scripts
 from tests.analysis.results import rows, write
 
-TABLES = ["attempts", "steps", "operations", "ranks", "health", "server", "prometheus", "audit"]
+TABLES = ["attempts", "steps", "operations", "ranks", "health", "server", "events", "prometheus", "audit"]
 
 
 @pytest.mark.parametrize("file_format", ["csv", "parquet"])

@@ -66,7 +66,8 @@ def test_a_server_that_cannot_be_put_together_leaves_nothing(
 
 
 def test_every_name_can_be_put_together() -> None:
-    assert servers._ASSEMBLE.keys() == SERVERS.keys()
+    # Manifests are written, not started.
+    assert servers._ASSEMBLE.keys() == SERVERS.keys() - {"kubernetes"}
 
 
 def test_the_list_tells_of_every_server_part_and_option_and_of_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +78,7 @@ def test_the_list_tells_of_every_server_part_and_option_and_of_what_is_missing(m
     told = "\n".join(servers.described())
     for name, named in SERVERS.items():
         assert f"  {name} " in told
-        assert f"parts: {', '.join(named.parts)}; " in told
+        assert f"parts: {', '.join(named.parts)}; " in told or not named.parts
     for option in OPTIONS:
         assert f"\n  {option} " in told
     assert told.count("not here: ") == 1
