@@ -41,11 +41,11 @@ run: setup
 
 # Everything that the project checks.
 test: lint system
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 # What takes less than a minute: no real servers, no MPI, and fewer examples of each law.
 quick: setup
-	$(BIN)/python -m pytest -m 'not slow' -q --hypothesis-profile=quick
+	$(BIN)/python -m pytest -n auto -m 'not slow' -q --hypothesis-profile=quick
 
 lint: setup
 	$(BIN)/ruff check .
