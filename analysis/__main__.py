@@ -1,4 +1,4 @@
-"""The commands: `python -m analysis report RESULT...` and `python -m analysis export RESULT...`."""
+"""The commands `report`, `compare` and `export` of `python -m analysis`, each of some results."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter, Token
 
-from hpcstress.errors import FAILED, OK, USAGE, Refusal, while_read
-from hpcstress.quantity import mask_addresses, read_folder
+from hpcstress.errors import FAILED, OK, USAGE, Refusal, UsageRefusal, while_read
+from hpcstress.quantity import mask_addresses, read_folder, read_fraction
 
 app = App(name="python -m analysis", help="Read result files of hpcstress.", version_flags=[])
 
@@ -20,6 +20,14 @@ def _folder(_type: object, words: Sequence[Token]) -> Path:
 
 
 Output = Annotated[Path | None, Parameter(converter=_folder)]
+
+
+def read_margin(text: str) -> float:
+    """Read what is called the same: a share above 0, such as 5%."""
+    share = read_fraction(text)
+    if not share:
+        raise UsageRefusal("--margin: Nothing is exactly the same: give a share above 0, such as 5%.")
+    return share
 
 
 @app.command
@@ -39,6 +47,28 @@ def report(*results: Path, output: Output = None) -> None:
     for result in results:
         print(summary(result))
     print(f"The report is {page}")
+
+
+@app.command
+def compare(*results: Path, output: Output = None, margin: str = "5%") -> None:
+    """Say which server is faster, in what, by how much; write one HTML page with pictures and a table beside it.
+
+    Several results of one server are its rounds; all that is said comes from how much rounds differ.
+
+    Parameters
+    ----------
+    results
+        Result files, job folders, or the folder of a `hpcstress compare`.
+    output
+        The folder to write into; by default `comparison` in the folder of a comparison, else beside the first result.
+    margin
+        What differs by less is called the same.
+    """
+    from analysis.compare import write_comparison
+
+    page, told = write_comparison(results, output, read_margin(margin))
+    print(told)
+    print(f"The comparison is {page}")
 
 
 @app.command

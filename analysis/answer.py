@@ -5,6 +5,9 @@ since they were due), no attempt failed, every run came to its end, no iteration
 nothing that had been acknowledged. A rung of a ladder is taken if every repeat of it was: a cliff is a race, and one
 lucky climb proves nothing. The answer is the highest rung up to which every rung was taken; several ladders have an
 answer each.
+
+Where the job was stopped within a step, what was under way then is no failure of the server: the answer ends below that
+step, and says what was seen of it until then.
 """
 
 from __future__ import annotations
@@ -23,16 +26,18 @@ from hpcstress.result import Rows
 
 # More ladders than this are not told one by one.
 _TOLD = 6
+_INTERRUPTED = Outcome.interrupted.name
 
 
 @dataclass(frozen=True)
 class _Tried:
-    """Hold what came of all repeats of one rung."""
+    """Hold what came of all repeats of one rung; it is `cut` if nothing is wrong with it but that the job ended."""
 
     rung: Rung
     steps: tuple[StepStatistics, ...]
     broken: tuple[StepStatistics, ...]
     lost: int
+    cut: bool
 
     @property
     def p99(self) -> float:
@@ -43,6 +48,17 @@ def taken(step: StepStatistics, objective: float, lost: int) -> bool:
     """Tell whether one step was taken, given how many of its runs the audit found to have lost something."""
     clean = not (step.failed or step.dropped or lost)
     return step.judged.p99.value < objective and clean and step.runs_finished >= step.runs
+
+
+def _only_cut(step: StepStatistics, objective: float, lost: int) -> bool:
+    """Tell whether a step that was not taken might have been, had the job not been stopped."""
+    # Where nothing was answered yet there is no p99 either.
+    return step.cut and not (_failures(step) or step.dropped or lost or step.judged.p99.value >= objective)
+
+
+def _failures(step: StepStatistics) -> int:
+    """Return how many attempts failed, but for those that the end of the job cut off."""
+    return step.failed - sum(of.get(_INTERRUPTED, 0) for of in (step.failed_requests, step.failed_connections))
 
 
 def losses(audit: Rows) -> dict[int, int]:
@@ -57,6 +73,8 @@ def answer_of(steps: tuple[StepStatistics, ...], objective: float, audit: Rows) 
     """Return the answer in a sentence, or in one for each ladder, and in another what the audit leaves in doubt."""
     if not steps:
         return "There is no answer: no step was played."
+    if all(step.lacking and not step.failed and not step.requests_per_second for step in steps):
+        return "There is no answer: of what was asked for, the server has nothing."
     return _answer(steps, objective, losses(audit)) + _reservation(audit)
 
 
@@ -99,15 +117,12 @@ def _answer(steps: tuple[StepStatistics, ...], objective: float, lost: Mapping[i
 def _tried(
     ladder: Ladder, steps: tuple[StepStatistics, ...], objective: float, lost: Mapping[int, int]
 ) -> list[_Tried]:
-    return [
-        _Tried(
-            rung,
-            repeats,
-            tuple(step for step in repeats if not taken(step, objective, lost.get(step.step, 0))),
-            sum(lost.get(step.step, 0) for step in repeats),
-        )
-        for rung, repeats in by_rung(steps, ladder.rungs).items()
-    ]
+    tried = []
+    for rung, repeats in by_rung(steps, ladder.rungs).items():
+        broken = tuple(step for step in repeats if not taken(step, objective, lost.get(step.step, 0)))
+        cut = bool(broken) and all(_only_cut(step, objective, lost.get(step.step, 0)) for step in broken)
+        tried.append(_Tried(rung, repeats, broken, sum(lost.get(step.step, 0) for step in repeats), cut))
+    return tried
 
 
 def _sentence(climbed: Climb, rungs: list[_Tried], objective: float) -> str:
@@ -117,9 +132,11 @@ def _sentence(climbed: Climb, rungs: list[_Tried], objective: float) -> str:
         return f"Takes at least {climbed.load(rung.rung)}, the largest step tried, with {_p99(rung)} and no errors."
     what = _what_broke(rungs[first], objective)
     # Slowness comes before failure: who reads that it is slow wants to know, too, where and why it fails.
-    failing = next((rung for rung in rungs[first:] if any(step.failed for step in rung.steps)), rungs[first])
+    failing = next((rung for rung in rungs[first:] if any(map(_failures, rung.steps))), rungs[first])
     if failing is not rungs[first]:
         what += f"; at {climbed.short(failing.rung)} {_what_broke(failing, objective)}"
+    if not first and rungs[0].cut:
+        return f"At {climbed.load(rungs[0].rung)}, the smallest step tried, {what}."
     if not first:
         return f"Does not take even {climbed.load(rungs[0].rung)}, the smallest step tried: {what}."
     rung = rungs[first - 1]
@@ -141,15 +158,18 @@ def _p99(rung: _Tried) -> str:
 def _what_broke(rung: _Tried, objective: float) -> str:
     """Return what broke at a rung as the rest of a sentence, and what to do about it if that is known."""
     some = f" in {len(rung.broken)} of {len(rung.steps)} repeats" if len(rung.broken) < len(rung.steps) else ""
+    if rung.cut:
+        until = f"until then {_p99(rung)} and no errors" if rung.p99 == rung.p99 else "nothing had been answered"
+        return f"the job was stopped{some}: {until}"
     requests, connections = Counter[str](), Counter[str]()
     for step in rung.steps:
         requests.update(step.failed_requests)
         connections.update(step.failed_connections)
     causes = requests + connections
-    if causes:
+    if causes.keys() - {_INTERRUPTED}:
         # What follows from another cause yields to it: what the end of the job cut off, and connections refused by a
         # server that has died, which shows in the ones that it closed.
-        follows = {Outcome.interrupted.name} | ({Outcome.refused.name} if causes[Outcome.closed.name] else set())
+        follows = {_INTERRUPTED} | ({Outcome.refused.name} if causes[Outcome.closed.name] else set())
         cause = max(causes, key=lambda name: (name not in follows, causes[name]))
         tried, noun = 0, "attempt"
         if requests[cause]:
@@ -167,7 +187,7 @@ def _what_broke(rung: _Tried, objective: float) -> str:
     if rung.lost:
         held = count(rung.lost, "run")
         return f"{held} lacked something that the server had acknowledged, or held something else{some}"
-    unfinished = sum(max(0, step.runs - step.runs_finished) for step in rung.steps)
+    unfinished = sum(max(0, step.runs - step.runs_finished) for step in rung.steps if not step.cut)
     if unfinished:
         return f"{unfinished:,} of {count(sum(step.runs for step in rung.steps), 'run')} did not come to an end{some}"
     dropped = sum(step.dropped for step in rung.steps)
@@ -213,7 +233,7 @@ def remarks_of(steps: tuple[StepStatistics, ...], objective: float) -> tuple[str
     if lacking:
         remarks.append(
             f"The server does not have {_listed([name.replace('_', ' ') for name in lacking])}: "
-            "each rank asked once and left it out from then on."
+            "once an answer said so, it was left out."
         )
     for step in steps:
         where = f"At {step.where}"

@@ -14,13 +14,27 @@ import numpy as np
 
 from analysis.frame import OPERATIONS, Frame
 from analysis.percentiles import Percentiles, Sample, Values
-from hpcstress.record import Operation, Outcome
+from analysis.statistics import failures
+from hpcstress.record import Operation
 from hpcstress.result import Result
 
 _COLUMNS = ("step", "run", "seq", "op", "outcome", "attempt", "start", "end")
 # Options that do not change what is sent.
 _WHEREVER = frozenset(
-    {"client", "retries", "uri", "server", "experiment", "audit", "objective", "sleep_time", "timeout", "warmup"}
+    {
+        "client",
+        "retries",
+        "uri",
+        "server",
+        "prometheus",
+        "prometheus_queries",
+        "experiment",
+        "audit",
+        "objective",
+        "sleep_time",
+        "timeout",
+        "warmup",
+    }
 )
 _BESIDES = (Operation.connect, Operation.server_info, Operation.other)
 
@@ -138,7 +152,7 @@ def calls_of(frame: Frame) -> tuple[Calls, ...]:
     )
     most = np.zeros(len(chosen) + 1, np.int64)
     np.maximum.at(most, rows.call, attempt)
-    whole, failed = took[chosen], rows["outcome"][chosen] != Outcome.ok
+    whole, failed = took[chosen], failures(rows.columns)[chosen]
     return tuple(
         Calls(
             operation=OPERATIONS[code],
@@ -267,7 +281,7 @@ def _cost(frame: Frame, rows: _Rows, calls: int) -> Cost:
         calls=calls,
         requests=int(np.count_nonzero(rows.begins)),
         attempts=int(np.count_nonzero(rows.asks)),
-        failed=int(np.count_nonzero(rows.asks & (rows["outcome"] != Outcome.ok))),
+        failed=int(np.count_nonzero(rows.asks & failures(rows.columns))),
         cpu_seconds=float(frame.health["cpu_seconds"].sum()),
         memory=int(frame.health["max_rss"].max(initial=0)),
         ghosts=int(frame.audit["ghosts"].sum()),

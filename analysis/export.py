@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv, parquet
 
-from analysis.frame import OPERATIONS, OUTCOMES, Columns, Frame, pieces, read
+from analysis.frame import OPERATIONS, OUTCOMES, Columns, Frame, pieces, read, see_that_each_is_another
 from analysis.published import mantik, matrix
-from analysis.published.labels import server_label
+from analysis.published.labels import label_of
 from analysis.statistics import measure
 from analysis.tables import tables, write_csv
 from hpcstress.errors import UsageRefusal
@@ -34,12 +34,14 @@ def export(results: Sequence[Path], file_format: str = "csv", folder: Path | Non
 
     csv and parquet hold all rows, what was made from them, and the other tables; several results go into numbered
     folders. Rows pass through a piece at a time; what is made from them takes some 70 bytes of memory for each, as a
-    report does. mantik and mlflow-scale are the tables of these benchmarks, of all results together.
+    report does. mantik and mlflow-scale are the tables of these benchmarks, of all results together, which
+    have to be of one server and one client.
     """
     if file_format not in FORMATS:
         raise UsageRefusal(f"There is no format {file_format!r}. {nearest(file_format, FORMATS)}")
     if not results:
         raise UsageRefusal("There is nothing to export: give the path of at least one result.")
+    see_that_each_is_another(results)
     folder = results[0].parent / "export" if folder is None else folder
     if file_format == "mantik":
         return _mantik(results, folder)
@@ -81,19 +83,14 @@ def _mantik(results: Sequence[Path], folder: Path) -> list[Path]:
 
 def _matrix(results: Sequence[Path], folder: Path) -> list[Path]:
     cells: list[matrix.Cell] = []
-    servers = set()
     for frame in _frames(results, matrix.WORKLOADS, "mlflow-scale"):
-        servers.add(server_label(frame.facts))
         cells += matrix.cells_of(frame, measure(frame))
-    if len(servers) > 1:
-        raise UsageRefusal(
-            f"These results are of several servers ({', '.join(sorted(servers))}): export one at a time."
-        )
     folder.mkdir(parents=True, exist_ok=True)
     return matrix.write([cell for cell in matrix.merged(cells) if len(cell.requests)], folder)
 
 
 def _frames(results: Sequence[Path], workloads: Sequence[str], file_format: str) -> Iterator[Frame]:
+    labels = set()
     for result in results:
         frame = read(result)
         workload = frame.plan["workload"]
@@ -101,6 +98,11 @@ def _frames(results: Sequence[Path], workloads: Sequence[str], file_format: str)
             raise UsageRefusal(
                 f"{result} is of the workload {workload}: {file_format}'s tables are of {' or '.join(workloads)}."
             )
+        labels.add(label_of(frame))
+        if len(labels) > 1:
+            # There is no column that would tell them apart.
+            told = "; ".join(sorted(labels))
+            raise UsageRefusal(f"These results are of several servers or clients ({told}): export one at a time.")
         yield frame
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from os.path import realpath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -41,6 +42,17 @@ OPERATIONS = _names(Operation)
 OUTCOMES = _names(Outcome)
 
 
+class Planned(Protocol):
+    """Be something that was measured by a plan."""
+
+    @property
+    def plan(self) -> Mapping[str, Scalar]:
+        """Return the options of the plan."""
+
+    def option(self, name: str, variation: str = "") -> Any:
+        """Return an option of the plan as it is on the rungs of a variation; None of one that the plan has not."""
+
+
 @dataclass(frozen=True)
 class Frame:
     """Hold what one result file says: its tables, and the `NEEDED` columns of its attempts."""
@@ -57,6 +69,8 @@ class Frame:
     ranks: Rows
     health: Rows
     server: Rows
+    events: Rows
+    prometheus: Rows
     audit: Rows
 
     @property
@@ -66,7 +80,7 @@ class Frame:
 
     def option(self, name: str, variation: str = "") -> Any:
         """Return an option of the plan as it is on the rungs of a variation; None of one that the plan has not."""
-        return value_of(name, varied(variation).get(name, self.plan.get(name)))
+        return option_of(self.plan, name, variation)
 
     def widened(self, *names: str) -> Frame:
         """Return this frame with more columns of its attempts, read anew from the file."""
@@ -84,6 +98,20 @@ class Frame:
             first, last = np.searchsorted(in_order, [row["step"], row["step"] + 1])
             chosen = slice(first, last) if order is None else order[first:last]
             yield row, {name: values[chosen] for name, values in self.attempts.items()}
+
+
+def see_that_each_is_another(results: Sequence[Path]) -> None:
+    """Refuse a result that is given twice, by whatever names: its rows would count twice."""
+    known: dict[str, Path] = {}
+    for result in results:
+        if (place := realpath(result)) in known:
+            raise UsageRefusal(f"{known[place]} is given twice: give each result once.")
+        known[place] = result
+
+
+def option_of(plan: Mapping[str, Scalar], name: str, variation: str) -> Any:
+    """Return an option of a plan as it is on the rungs of a variation; None of one that the plan has not."""
+    return value_of(name, varied(variation).get(name, plan.get(name)))
 
 
 def read(path: Path | str) -> Frame:
@@ -104,6 +132,8 @@ def read(path: Path | str) -> Frame:
             ranks=result.table("ranks"),
             health=result.table("health"),
             server=result.table("server"),
+            events=result.table("events"),
+            prometheus=result.table("prometheus"),
             audit=result.table("audit"),
         )
 

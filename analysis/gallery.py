@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from analysis import figures
 from analysis.frame import Frame
 from analysis.published import mantik, matrix, operations
-from analysis.published.labels import server_label
+from analysis.published.labels import label_of
 from analysis.statistics import Statistics
 
 
@@ -45,7 +45,7 @@ class Gallery:
     def add(self, frame: Frame, statistics: Statistics) -> None:
         """Keep what a result has for pictures, if it has anything."""
         workload = str(frame.plan["workload"])
-        label = server_label(frame.facts)
+        label = label_of(frame)
         if workload in mantik.WORKLOADS and not frame.users:
             self._timings.setdefault(workload, {}).setdefault(label, []).extend(mantik.timings(frame))
         elif workload in matrix.WORKLOADS:
@@ -123,9 +123,9 @@ class Gallery:
 
 def _apart(known: list[operations.Case], new: list[operations.Case]) -> list[operations.Case]:
     """Return cases under a name of their own, if another result of such a server has the same ones."""
-    taken, number = {(case.server, case.name) for case in known}, 1
+    taken, number = {(case.server, case.label) for case in known}, 1
     told = new
-    while any((case.server, case.name) in taken for case in told):
+    while any((case.server, case.label) in taken for case in told):
         number += 1
         told = [replace(case, server=f"{case.server} #{number}") for case in new]
     return told

@@ -4,42 +4,33 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
-from matplotlib.figure import Figure
 
 from analysis import figures, units
 from analysis.client_tax import calls_of, compare, pairs_of
 from analysis.figures import style
-from analysis.frame import Frame, read
+from analysis.frame import Frame, read, see_that_each_is_another
 from analysis.gallery import Gallery
 from analysis.ladders import varied
+from analysis.outages import outages, sentences
+from analysis.page import saved, template, writing
 from analysis.percentiles import Estimate
 from analysis.statistics import Statistics, measure
 from analysis.summary import summary
 from analysis.tables import flat, tables, write_csv
 from analysis.timeline import timeline
+from analysis.usage import bottleneck, peaks, told, usage
 from analysis.verdict import judge
-from hpcstress.errors import Refusal, UsageRefusal
+from hpcstress.errors import UsageRefusal
 from hpcstress.plan import OPTIONS, Plan, flag
 
 __all__ = ["summary", "write_report"]
 
 PAGE = "report.html"
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        why = f"{error.strerror or error}: choose another folder with --output, or make room"
-        raise Refusal(f"The report in {folder} cannot be written ({why}).") from None
 
 
 def write_report(results: Sequence[Path], folder: Path | None = None) -> Path:
@@ -50,9 +41,10 @@ def write_report(results: Sequence[Path], folder: Path | None = None) -> Path:
     """
     if not results:
         raise UsageRefusal("There is nothing to report on: give the path of at least one result.")
+    see_that_each_is_another(results)
     folder = results[0].parent / "report" if folder is None else folder
     page = folder / PAGE
-    with _writing(folder):
+    with writing(folder, "report"):
         sections, gallery = [], Gallery()
         for number, path in enumerate(results, 1):
             home = folder if len(results) == 1 else folder / str(number)
@@ -65,13 +57,9 @@ def write_report(results: Sequence[Path], folder: Path | None = None) -> Path:
 
 
 def _template() -> Any:
-    # Host names, notes and what a server said about itself are written by others: all is escaped, always.
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.globals.update(interval=units.interval, varied=varied)
-    environment.filters.update(
-        seconds=units.seconds, number=units.number, plain=units.plain, estimate=_estimate, unbroken=_unbroken
+    return template(
+        PAGE, filters={"estimate": _estimate, "unbroken": _unbroken}, interval=units.interval, varied=varied
     )
-    return environment.from_string(Path(__file__).with_name(PAGE).read_text("utf-8"))
 
 
 def _section(path: Path, home: Path, beside: str, anchor: str, gallery: Gallery) -> dict[str, Any]:
@@ -96,6 +84,9 @@ def _section(path: Path, home: Path, beside: str, anchor: str, gallery: Gallery)
         "operations": statistics.operations,
         "calls": calls_of(frame),
         "pictures": _pictures(frame, statistics, home),
+        "outages": sentences(frame),
+        "bottleneck": bottleneck(frame, statistics.steps),
+        "peaks": peaks(frame, statistics.steps),
         "few": any(not step.service.p99.enough for step in statistics.steps),
         "changed": [row for row in _plan(frame.plan) if row["changed"]],
         "options": _plan(frame.plan),
@@ -109,7 +100,7 @@ def _taxes(frames: Sequence[Frame], folder: Path) -> list[dict[str, Any]]:
     for number, (wire, stock) in enumerate(pairs_of(frames), 1):
         tax, calls = compare(wire, stock), calls_of(stock)
         with style.context():
-            picture = _saved(figures.client_tax(tax, calls), folder / f"client-tax-{number}.png")
+            picture = saved(figures.client_tax(tax, calls), folder / f"client-tax-{number}.png")
         write_csv(folder / f"client-tax-{number}.csv", map(flat, tax.pairs))
         taxes.append({"tax": tax, "calls": calls, "picture": picture, "names": (str(wire.path), str(stock.path))})
     return taxes
@@ -117,15 +108,22 @@ def _taxes(frames: Sequence[Frame], folder: Path) -> list[dict[str, Any]]:
 
 def _pictures(frame: Frame, statistics: Statistics, home: Path) -> dict[str, str]:
     """Draw every figure of one result, save it as PNG, and return its address."""
+    line = timeline(frame)
+    parts = usage(frame, line.origin)
     with style.context():
         drawn = {
             "scaling": figures.scaling(statistics.steps, frame.objective),
             "operations": figures.operations(statistics),
             "percentiles": figures.percentiles(statistics, frame.objective),
-            "timeline": figures.timeline(timeline(frame)),
+            "timeline": figures.timeline(line),
             "health": figures.health(frame, statistics.steps),
         }
-    return {name: _saved(figure, home / f"{name}.png") for name, figure in drawn.items()}
+        more = told(frame, line.origin)
+        if line.spans and (parts or more):
+            deaths = outages(frame, line.origin)
+            cores = int(frame.facts.get("processors") or 0) if len(frame.server) else 0
+            drawn["usage"] = figures.usage(timeline(frame, alike=True), parts, more, cores, deaths)
+    return {name: saved(figure, home / f"{name}.png") for name, figure in drawn.items()}
 
 
 def _published(gallery: Gallery, home: Path) -> list[dict[str, Any]]:
@@ -135,18 +133,12 @@ def _published(gallery: Gallery, home: Path) -> list[dict[str, Any]]:
                 "title": section.title,
                 "words": section.words,
                 "pictures": [
-                    {"caption": shown.caption, "address": _saved(shown.figure, home / f"{shown.name}.png")}
+                    {"caption": shown.caption, "address": saved(shown.figure, home / f"{shown.name}.png")}
                     for shown in section.pictures
                 ],
             }
             for section in gallery.sections()
         ]
-
-
-def _saved(figure: Figure, path: Path) -> str:
-    picture = figures.Picture(figure)
-    picture.save(path)
-    return picture.address()
 
 
 def _estimate(estimate: Estimate) -> str:

@@ -4,10 +4,10 @@ Percentiles come from all attempts, failures included: a server that fails fast 
 request took was waited, too. A `request` is an attempt that asked MLflow for something. Making a connection is an
 attempt of its own, the operation `connect`: it has its own row among the operations, and its failures are failures of
 the step; but it is no request, and neither counted nor timed as one. That a server lacks an operation which not every
-server has is no failure either: it is asked for once, and left out from then on.
+server has is no failure either: a rank leaves it out from the first answer on that says so.
 
-Throughput is that of the load: where users go on for a given time, answers that come after it count no more, so that
-one last slow answer does not thin out all before it. Runs end with the load, and so all that came to an end count.
+Throughput is that of the load: where users go on for a given time, answers that come after it count no more, nor do
+runs that end after it, so that one last slow answer does not thin out all before it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from analysis.ladders import Climb, climb
 from analysis.percentiles import Percentiles, Sample, Values, merge
 from analysis.units import count
 from hpcstress.plan import Rung
-from hpcstress.record import OPTIONAL, Operation, Outcome
+from hpcstress.record import LEFT_TO_CLIENTS, OPTIONAL, Operation, Outcome
 
 _OPTIONAL = np.array(sorted(OPTIONAL), np.uint8)
+_LEFT_TO_CLIENTS = np.array(sorted(LEFT_TO_CLIENTS), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class StepStatistics:
     `size` counts users, if there are users, and else runs that begin at once; `runs` is how many runs there were to
     play: as many as the users began, or the size. `rate` is how many iterations were due each second, 0 in a closed
     model; a step is `timed` if its users go on for a given time. `load_seconds` is how long there was load, and
-    throughput is per second of it; `duration` lasts to the end of all.
+    throughput is per second of it; `duration` lasts to the end of all. A step was `cut` if the job was stopped, or
+    died, while its runs were under way: that those did not come to their end says nothing of the server.
 
     `service` is a request's time from being sent to its end, `response` from when it was due, `lateness` what the
     generator itself was late: within a run, and where there are users, when one of them was free. In an open model
@@ -79,6 +81,7 @@ class StepStatistics:
     first_failure: float | None
     recovery: float | None
     lacking: tuple[str, ...]
+    cut: bool
 
     @property
     def rung(self) -> Rung:
@@ -200,15 +203,20 @@ def measure(frame: Frame) -> Statistics:
     )
 
 
-def failures(attempts: Columns) -> Values:
+def failures(attempts: Mapping[str, Values]) -> Values:
     """Tell of each attempt whether it failed; that a server lacks an optional operation is no failure."""
     bad: Values = (attempts["outcome"] != Outcome.ok) & ~_not_there(attempts)
     return bad
 
 
-def _not_there(attempts: Columns) -> Values:
+def _not_there(attempts: Mapping[str, Values]) -> Values:
     lacking: Values = attempts["outcome"] == Outcome.not_supported
-    return lacking & np.isin(attempts["op"], _OPTIONAL) if lacking.any() else lacking
+    if not lacking.any():
+        return lacking
+    # What a server leaves to its clients is not even asked for: that takes no time at all.
+    left: Values = np.isin(attempts["op"], _LEFT_TO_CLIENTS) & (attempts["start"] == attempts["end"])
+    known: Values = np.isin(attempts["op"], _OPTIONAL) | left
+    return lacking & known
 
 
 def run_spans(attempts: Columns) -> tuple[Values, Values, Values]:
@@ -242,7 +250,10 @@ def _step(frame: Frame, row: Any, attempts: Columns, bad: Values, service: Sampl
     load = min(_seconds(last_done), planned or math.inf) if early else planned
     load_end = _load_end(load, timed=bool(planned))
     lateness, waiting = _delays(frame, attempts, request, int(row["size"]), variation)
-    first_failure, recovery = _failure_and_recovery(attempts, bad, good & request)
+    interrupted = attempts["outcome"] == Outcome.interrupted
+    first_failure, recovery = _failure_and_recovery(attempts, bad & ~interrupted, good & request)
+    runs = len(runs_due) if frame.users else int(row["size"])
+    last = not frame.complete and row["step"] == frame.steps["step"].max()
     return StepStatistics(
         step=int(row["step"]),
         repeat=int(row["repeat"]),
@@ -255,10 +266,10 @@ def _step(frame: Frame, row: Any, attempts: Columns, bad: Values, service: Sampl
         duration=_seconds(last_done),
         load_seconds=load,
         first_done=_seconds(row["first_done"]),
-        runs=len(runs_due) if frame.users else int(row["size"]),
+        runs=runs,
         runs_finished=int(row["runs_finished"]),
         at_once=_most_at_once(runs_begin, runs_end),
-        runs_per_second=_rate(int(row["runs_finished"]), load),
+        runs_per_second=_rate(int(row["runs_finished"]) - _finished_after(load_end, attempts, bad), load),
         requests=len(service),
         requests_per_second=_rate(int(np.count_nonzero(good & request & (end <= load_end))), load),
         service=service.percentiles(),
@@ -275,6 +286,7 @@ def _step(frame: Frame, row: Any, attempts: Columns, bad: Values, service: Sampl
         first_failure=first_failure,
         recovery=recovery,
         lacking=tuple(OPERATIONS[code] for code in np.unique(attempts["op"][_not_there(attempts)])),
+        cut=bool(interrupted.any() or (last and row["runs_finished"] < runs)),
     )
 
 
@@ -284,6 +296,14 @@ def _most_at_once(begin: Values, end: Values) -> int:
         return 0
     ended = np.searchsorted(np.sort(end), np.sort(begin), side="right")
     return int((np.arange(1, len(begin) + 1) - ended).max())
+
+
+def _finished_after(load_end: int, attempts: Columns, bad: Values) -> int:
+    """Return how many runs ended after the load, and ended well: with an attempt that was no failure."""
+    late = np.flatnonzero(attempts["end"] > load_end)
+    latest_first = late[np.argsort(attempts["end"][late], kind="stable")[::-1]]
+    last = np.unique(attempts["run"][latest_first], return_index=True)[1]
+    return int(np.count_nonzero(~bad[latest_first[last]]))
 
 
 def _load_end(load_seconds: float, *, timed: bool) -> int:

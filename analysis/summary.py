@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.frame import read
 from analysis.ladders import varied
+from analysis.outages import sentences
 from analysis.statistics import Statistics, by_rung, measure
 from analysis.units import UNKNOWN, count, number, plain, seconds
+from analysis.usage import bottleneck
 from analysis.verdict import judge
 
 _NOTES = 10
@@ -20,11 +23,14 @@ def summary(result: Path | str) -> str:
     verdict = judge(frame, statistics.steps)
     lines = [f"{finding.value}: {finding.evidence}" for finding in verdict.findings]
     lines += [verdict.answer, *(judgement.sentence for judgement in verdict.thresholds), verdict.audit]
+    lines += sentences(frame)
+    if sentence := bottleneck(frame, statistics.steps):
+        lines.append(sentence)
     lines += [plain(note, 300) for note in frame.notes[:_NOTES]]
     if len(frame.notes) > _NOTES:
         lines.append(f"And {count(len(frame.notes) - _NOTES, 'more note')} in the report.")
     if statistics.steps:
-        lines += ["", *_aligned(_rows(statistics))]
+        lines += ["", *aligned(_rows(statistics))]
     if len(statistics.steps) > len(statistics.climb.rungs):
         lines.append("Each figure is that of the worst repeat; failures are those of all repeats.")
     return "\n".join(lines) + "\n"
@@ -54,6 +60,7 @@ def _rows(statistics: Statistics) -> list[list[str]]:
     return rows
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows of text with columns that stand below each other, each to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,4 +1,4 @@
-"""What happened when: runs in flight, answers, failures by cause, the server's CPU and memory."""
+"""What happened when: runs in flight, answers and how long they took, failures by cause."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from analysis.percentiles import Values
 from analysis.statistics import failures, run_spans
 from hpcstress.plan import Rung
 from hpcstress.record import Operation, Outcome
+from hpcstress.result import Rows
 
-_SLICES = 60
+_SLICES, _SLICES_OF_ALL = 60, 120
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Span:
 
     Its name is as short as those of the others allow. `in_flight` is the number of runs that were under way at some
     time of a slice, or where users begin one after the other, the mean of it. `answers` are requests answered well per
-    second; `failures` are failed attempts, connections included, in each slice, by cause.
+    second; `failures` are failed attempts, connections included, in each slice, by cause. `p50` and `p99` are those of
+    the service times of the requests that ended in a slice, in seconds, NaN where none did.
     """
 
     name: str
@@ -36,34 +38,30 @@ class Span:
     in_flight: Values
     answers: Values
     failures: Mapping[str, Values]
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Hold what one part of the server used: CPU in cores, memory in bytes, at seconds since the first common start."""
-
-    part: str
-    time: Values
-    cores: Values
-    memory: Values
+    p50: Values
+    p99: Values
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """Hold a job: its steps in the order of time, what their names tell, whether of users, and its server's parts."""
+    """Hold a job: its steps in the order of time, what their names tell, whether of users; `origin` is its begin."""
 
     spans: tuple[Span, ...]
     names: str
     users: bool
-    server: tuple[Usage, ...]
+    origin: float
 
 
-def timeline(frame: Frame) -> Timeline:
-    """Return a job's timeline, without steps whose beginning is not known and those in which nothing was sent."""
+def timeline(frame: Frame, *, alike: bool = False) -> Timeline:
+    """Return a job's timeline, without steps whose beginning is not known and those in which nothing was sent.
+
+    Each step has slices of its own width, or all have alike, but for a step that is shorter than one.
+    """
     origin = float(np.nanmin(frame.steps["began"])) if np.isfinite(frame.steps["began"]).any() else 0.0
     climbed = climb(map(_rung, frame.steps), frame.users)
+    width = _width(_length(frame.steps, origin), _SLICES_OF_ALL) if alike else 0
     spans = [
-        _span(row, climbed.label(_rung(row)), attempts, float(row["began"]) - origin, users=frame.users)
+        _span(row, climbed.label(_rung(row)), attempts, float(row["began"]) - origin, width, users=frame.users)
         for row, attempts in frame.by_step()
         if np.isfinite(row["began"]) and len(attempts["end"])
     ]
@@ -71,7 +69,7 @@ def timeline(frame: Frame) -> Timeline:
         spans=tuple(sorted(spans, key=lambda span: span.begin)),
         names=climbed.label_words,
         users=frame.users,
-        server=usage(frame, origin),
+        origin=origin,
     )
 
 
@@ -79,15 +77,22 @@ def _rung(row: Any) -> Rung:
     return Rung(int(row["size"]), row["variation"].decode("utf-8", "replace"))
 
 
-def _span(row: Any, name: str, attempts: Columns, begin: float, *, users: bool) -> Span:
+def _length(steps: Rows, origin: float) -> int:
+    ends = (steps["began"] - origin) * 1e9 + steps["last_done"]
+    return int(np.nanmax(ends)) if np.isfinite(ends).any() else 1
+
+
+def _span(row: Any, name: str, attempts: Columns, begin: float, width: int, *, users: bool) -> Span:
     _, first, last = run_spans(attempts)
     length = max(1, int(last.max()))
-    width = _width(length)
+    width = min(width, length + 1) or _width(length, _SLICES)
     edges = np.arange(length // width + 1, dtype=np.int64) * width
     place = np.maximum(attempts["end"], 0) // width
     good = attempts["outcome"] == Outcome.ok
     bad = failures(attempts)
-    answers = np.bincount(place[good & (attempts["op"] != Operation.connect)], minlength=len(edges))
+    asked = attempts["op"] != Operation.connect
+    answers = np.bincount(place[good & asked], minlength=len(edges))
+    p50, p99 = _by_slice(place[asked], (attempts["end"] - attempts["start"])[asked] / 1e9, len(edges))
     return Span(
         name=name,
         repeat=int(row["repeat"]),
@@ -100,7 +105,24 @@ def _span(row: Any, name: str, attempts: Columns, begin: float, *, users: bool) 
             OUTCOMES[code]: np.bincount(place[bad & (attempts["outcome"] == code)], minlength=len(edges))
             for code in np.unique(attempts["outcome"][bad])
         },
+        p50=p50,
+        p99=p99,
     )
+
+
+def _by_slice(place: Values, seconds: Values, slices: int) -> tuple[Values, Values]:
+    """Return the median and the p99 of the times in each slice."""
+    order = np.lexsort((seconds, place))
+    ranked, firsts = seconds[order], np.searchsorted(place[order], np.arange(slices + 1))
+    first, count = firsts[:-1], np.diff(firsts)
+
+    def at(level: float) -> Values:
+        ranks = first + np.maximum(np.ceil(level * count).astype(np.int64), 1) - 1
+        found = np.full(slices, math.nan)
+        found[count > 0] = ranked[ranks[count > 0]]
+        return found
+
+    return at(0.5), at(0.99)
 
 
 def _touching(first: Values, last: Values, edges: Values, width: int) -> Values:
@@ -121,28 +143,8 @@ def _since(events: Values, instants: Values) -> Values:
     return before * instants - sums
 
 
-def _width(length: int) -> int:
-    """Return 1, 2 or 5 times a power of ten of nanoseconds, at least 10 µs, that makes at most 60 slices."""
-    least = max(length / _SLICES, 1e4)
+def _width(length: int, slices: int) -> int:
+    """Return 1, 2 or 5 times a power of ten of nanoseconds, at least 10 µs, that makes no more slices than these."""
+    least = max(length / slices, 1e4)
     power = int(10 ** math.floor(math.log10(least)))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least)
-
-
-def usage(frame: Frame, origin: float) -> tuple[Usage, ...]:
-    """Return what each part of the server used, at seconds since an instant that is given in seconds since 1970."""
-    usages = []
-    for part in np.unique(frame.server["part"]):
-        rows = frame.server[frame.server["part"] == part]
-        rows = rows[np.argsort(rows["time"], kind="stable")]
-        rows = rows[np.diff(rows["time"], prepend=-math.inf) > 0]
-        # A process that ends takes its CPU seconds with it: what would be negative is not known.
-        spent = np.diff(rows["cpu_seconds"], prepend=math.nan) / np.diff(rows["time"], prepend=math.nan)
-        usages.append(
-            Usage(
-                part=bytes(part).decode("utf-8", "replace"),
-                time=rows["time"] - origin,
-                cores=np.where(spent >= 0, spent, math.nan),
-                memory=rows["rss"].astype(float),
-            )
-        )
-    return tuple(usages)

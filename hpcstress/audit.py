@@ -357,7 +357,7 @@ def audit_result(world: World, path: Path, environment: Mapping[str, str], say: 
     plan = plan if plan.audit else replace(plan, audit=Plan().audit)
     place = Place(str(facts["experiment_id"]), workspaces=bool(facts.get("workspaces")))
     auditor = Auditor(world, way, plan, str(facts["session"]), place)
-    clean = True
+    clean, size_of = True, "user" if plan.users else "run"
     with world.first_refusal(lambda: Renewal(way.target if isinstance(way, Dialer) else None, token)):
         for step in steps(plan):
             acknowledged = None
@@ -366,7 +366,7 @@ def audit_result(world: World, path: Path, environment: Mapping[str, str], say: 
                 acknowledged.add(rows[rows["step"] == step.number])
             report = auditor.audit(step, acknowledged)
             if world.rank == 0:
-                say(f"step {step.number + 1} ({count(step.size, 'run')}): {report.sentence()}")
+                say(f"step {step.number + 1} ({count(step.size, size_of)}): {report.sentence()}")
                 for example in report.examples:
                     say(f"  {example}")
             clean &= report.clean

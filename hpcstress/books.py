@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from hpcstress.folder import RunFolder
 from hpcstress.quantity import count, ended
 from hpcstress.result import TABLES, ResultWriter
 from hpcstress.schedule import Step
+from hpcstress.servers.part import Event
 from hpcstress.worker import Health, Tally
 
 
@@ -54,6 +56,13 @@ class Books:
         self.complete = False
         # Before all examples: a terminal shows only the first notes.
         self.notes.insert(0, sentence)
+
+    def heard_of(self, events: Sequence[Event]) -> None:
+        """Write down what happened to parts of the server."""
+        rows = np.zeros(len(events), TABLES["events"])
+        for row, event in zip(rows, events, strict=True):
+            row["time"], row["part"], row["told"] = event.time, event.part, event.told.encode()[:256]
+        self.tables["events"].append(rows)
 
     def server_ended(self, obituary: str | None) -> None:
         """Write down how the server ended if it did so by itself, before all that followed from it."""

@@ -7,6 +7,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,11 +54,13 @@ app = App(
 _GROUPS = {name: Group(name, sort_key=place) for place, name in enumerate(("Load", "Server", "Reading", "Output"), 1)}
 
 
-def _planned(function: Callable[..., int]) -> Callable[..., int]:
+def _planned(function: Callable[..., int], without: Sequence[str] = ()) -> Callable[..., int]:
     """Give a command the plan's options as its own: they are declared in `plan.py`, and nowhere else."""
     own = list(inspect.signature(function, eval_str=True).parameters.values())
     options = []
     for name, option in OPTIONS.items():
+        if name in without:
+            continue
         default = KINDS[name].text(option.default)
         told = f"{option.metadata['help']}" + (f" [{default}]" if default else "")
         # The help shows a type's name: one that says what to write teaches more than STR.
@@ -96,13 +100,19 @@ Output = Annotated[
 def _resolve(name: str | None, options: dict[str, Any]) -> Plan:
     from hpcstress.workloads import MODULES, check
 
-    given = {option: value for option, value in options.items() if value is not None}
+    # Text comes as the type that the help shows, which other ranks do not know.
+    plain = {option: str(value) if isinstance(value, str) else value for option, value in options.items()}
+    given = {option: value for option, value in plain.items() if value is not None}
     if not given.get("uri", "elsewhere").strip():
         # In a file it is the default. Who types it has a variable that is empty, and does not want another server.
         raise UsageRefusal("--uri: The address is empty: give one, or leave the option out.")
     plan = Plan() if name is None else named(name, [*MODULES], [word for word in app if not word.startswith("-")])
     plan = plan.with_options(given)
     check(plan)
+    if plan.server != Plan.server:
+        from hpcstress.servers.spec import read
+
+        read(plan.server)
     return plan
 
 
@@ -187,6 +197,77 @@ def _show_plan(plan: Plan) -> int:
 
 
 @app.command
+@partial(_planned, without=("server", "uri"))
+def compare(
+    plan: PlanName = None,
+    /,
+    *,
+    server: Annotated[
+        list[str] | None,
+        Parameter(
+            help="A server to start, or the address of one that runs; give each with a --server of its own.",
+            group=_GROUPS["Server"],
+        ),
+    ] = None,
+    rounds: Annotated[
+        int, Parameter(help="How often each server is deployed and tested, in changing order.", group=_GROUPS["Load"])
+    ] = 3,
+    output: Output = None,
+    **options: Any,
+) -> int:
+    """Compare servers: deploy, test and remove each in turn, several rounds; say which is faster, and by how much.
+
+    The same command with the same --output goes on where it was interrupted, and adds rounds if there are to be more.
+    """
+    from hpcstress.compare import read_servers, run_comparison
+    from hpcstress.folder import default_path
+    from hpcstress.progress import Progress, Shown
+    from hpcstress.quantity import read_positive
+    from hpcstress.ranks import world
+
+    import_seconds = seconds_since_start()
+    with world() as ranks:
+
+        def resolve() -> tuple[Plan, list[str]]:
+            read_positive(rounds)
+            resolved = replace(_resolve(plan, options), server=Plan.server, uri="")
+            return resolved, read_servers(server or [], resolved)
+
+        resolved, servers = ranks.only_first(resolve)
+        path = ranks.tell(output or default_path(f"compare-{resolved.workload}", time.time()))
+        progress = Shown() if ranks.rank == 0 else Progress()
+        code = run_comparison(resolved, servers, rounds, ranks, path, os.environ, progress, import_seconds)
+        kept = ranks.only_first(lambda: _conclude_comparison(path, resolved.threshold))
+    return code or (OK if kept else THRESHOLD)
+
+
+def _conclude_comparison(path: Path, threshold: str) -> bool:
+    """Write and show what is to be said of the servers; tell whether all results have kept to their thresholds."""
+    from hpcstress.rounds import find
+
+    done = find(path).done()
+    if len({one.turn.name for one in done}) < 2:
+        return True
+    try:
+        from analysis.compare import write_comparison
+        from analysis.thresholds import kept
+    except ImportError as error:
+        print(
+            f"The results are in {path}. No comparison: {error.name} is missing, `pip install 'hpcstress[analysis]'`."
+        )
+        return True
+    print(f"Results:    {path}", flush=True)
+    try:
+        page, told = write_comparison([path])
+    except KeyboardInterrupt:
+        raise Interruption(
+            f"The page was not finished. The results are whole: python -m analysis compare {path}"
+        ) from None
+    print(f"Comparison: {page}\nPictures:   {page.parent}/*.png\n\n{told}", end="")
+    return not threshold or all(kept(one.result) for one in done)
+
+
+@app.command
 @_planned
 def plan(plan: PlanName = None, /, **options: Any) -> int:
     """Show the resolved plan, how many requests and bytes it sends; send nothing."""
@@ -227,8 +308,23 @@ def data(
 
 
 @app.command
-def serve(name: Annotated[str, Parameter(help="Which server to start.")] = "mlflow", /) -> int:
-    """Start a server to play with on this machine; Ctrl-C stops it and removes what it stored."""
+def serve(
+    server: Annotated[str, Parameter(help="Which server to start, such as mlflow-postgres,workers=2.")] = Plan.server,
+    /,
+    *,
+    host: Annotated[str, Parameter(help="The address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, Parameter(help="The port to listen on, 0 for a free one.")] = 0,
+    keep: Annotated[
+        Path | None,
+        Parameter(help="The folder to keep its data in, and to go on with what is there.", show_default=False),
+    ] = None,
+    write: Annotated[
+        Path | None, Parameter(help="The new folder to write the manifests of kubernetes into.", show_default=False)
+    ] = None,
+) -> int:
+    """Start a server to play with on this machine; Ctrl-C stops it and, without --keep, removes its data."""
+    if write is not None:
+        return _write_manifests(server, write)
     import shlex
     import signal
     import threading
@@ -243,15 +339,40 @@ def serve(name: Annotated[str, Parameter(help="Which server to start.")] = "mlfl
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
-    with servers.start(name, say=_tell, check=check) as server:
-        for variable, value in server.environment.items():
+    with servers.start(server, keep, _tell, check, keep=keep is not None, host=host, port=port) as started:
+        for variable, value in started.environment.items():
             print(f"export {variable}={shlex.quote(value)}")
         sys.stdout.flush()
         _tell("The server runs until Ctrl-C. Put the lines above into another shell.")
         while not ended.wait(1.0):
-            obituary = server.obituary()
+            obituary = started.obituary()
             if obituary is not None:
                 raise Refusal(obituary)
+    return OK
+
+
+@app.command(name="servers")
+def servers_() -> int:
+    """List the servers that can be started here, their parts and options."""
+    from rich.console import Console
+
+    from hpcstress.servers import described
+
+    console = Console(highlight=False, soft_wrap=True)
+    for line in described():
+        console.print(line, markup=False)
+    return OK
+
+
+def _write_manifests(server: str, folder: Path) -> int:
+    from hpcstress.servers import kubernetes, read
+
+    spec = read(server)
+    if spec.name != "kubernetes":
+        raise UsageRefusal(f"--write is for the server kubernetes: leave it out to start {spec} here.")
+    for path in kubernetes.write(spec, folder):
+        print(path)
+    _tell(f"{folder}/README.md says what to build and what to apply. The passwords are in secrets.yaml alone.")
     return OK
 
 
@@ -448,38 +569,26 @@ def clean(
     What was made to be there before its load (--prefill-runs, --prefill-experiments) stays for other jobs, unless you
     say --prefill.
     """
-    import asyncio
+    from hpcstress.clean import clean_result
 
-    from hpcstress.clean import clean as clean_server
-    from hpcstress.clients.api import Api
-    from hpcstress.clients.dial import way_to
-    from hpcstress.plan import from_toml
-    from hpcstress.result import Result
-    from hpcstress.tokens import Renewal, sign_in
-    from hpcstress.workspaces import places
-
-    with Result(result) as opened:
-        facts, plan_told = opened.facts, from_toml(opened.plan_toml)
-    if "experiment_id" not in facts:
-        raise Refusal(f"The job of {result} had no server: there is nothing to clean.")
-
-    async def act() -> Any:
-        async with Api(await way_to(str(facts["uri"]), os.environ), plan_told.timeout) as api:
-            await sign_in(api.target)
-            with Renewal(api.target, api.target.token):
-                left_in = places(plan_told, there=bool(facts.get("workspaces")))
-                return await clean_server(api, facts, _tell, prefill=prefill, places=left_in)
-
-    cleaned = asyncio.run(act())
+    cleaned = clean_result(result, os.environ, _tell, prefill=prefill)
     gone = " and the experiment" if cleaned.experiment else ""
     print(f"Deleted {count(cleaned.runs, 'run')}, the artifacts of {cleaned.artifacts:,} of them{gone}.")
-    if cleaned.experiments or cleaned.models or cleaned.workspaces:
-        kinds = {"experiment": cleaned.experiments, "registered model": cleaned.models, "workspace": cleaned.workspaces}
-        beside = [f"{count(number, kind)}" for kind, number in kinds.items()]
+    kinds = {
+        "experiment": cleaned.experiments,
+        "registered model": cleaned.models,
+        "logged model": cleaned.logged_models,
+        "trace": cleaned.traces or 0,
+        "workspace": cleaned.workspaces,
+    }
+    beside = [f"{count(number, kind)}" for kind, number in kinds.items() if number]
+    if beside:
         print(f"Deleted what runs had created beside them: {', '.join(beside)}.")
+    if cleaned.traces is None:
+        print("The server cannot delete traces: if the job has created some, they stay.")
     if prefill:
         print(f"Deleted {count(cleaned.prefill, 'run')} that were there before the load.")
-    elif "prefill" in facts:
+    elif cleaned.stays:
         print("What was made to be there before the load stays for other jobs; --prefill deletes it, too.")
     print("MLflow keeps deleted runs until `mlflow gc` is called where the server runs.")
     return OK

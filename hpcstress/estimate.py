@@ -52,7 +52,7 @@ class _Paper(Client):
     __slots__ = ("_split", "_turns", "body_bytes", "connections", "requests")
 
     def __init__(self, turns: int, *, split: bool) -> None:
-        super().__init__(Place("0"), Lacking(), turn=self._counted)
+        super().__init__(Place("0", workspaces=True), Lacking(), turn=self._counted)
         self._turns = turns
         self._split = split
         self.requests: Counter[str] = Counter()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from hpcstress.errors import UsageRefusal
+
+# MLflow's client writes a path into an address as it is, and its server decodes it until nothing changes any more.
+_ANOTHER_IN_AN_ADDRESS = re.compile(r"[#?]|%[0-9A-Fa-f]{2}|;$")
 
 
 class File(NamedTuple):
@@ -58,4 +62,10 @@ def _file(path: Path, root: Path) -> File:
         raise UsageRefusal(f"{path} is neither a file nor a folder: take it away.")
     if not os.access(path, os.R_OK):
         raise UsageRefusal(f"{path} cannot be read: change its permissions, or take it away.")
-    return File(path.relative_to(root).as_posix(), path, path.stat().st_size)
+    name = path.relative_to(root).as_posix()
+    if _ANOTHER_IN_AN_ADDRESS.search(name):
+        raise UsageRefusal(
+            f"{path} has #, ?, % with two digits, or ; at the end in its name, which a server would read as another "
+            "name: rename it."
+        )
+    return File(name, path, path.stat().st_size)

@@ -66,9 +66,13 @@ def run_job(
     environment: Mapping[str, str],
     progress: Progress,
     import_seconds: float,
+    stop: Stop | None = None,
 ) -> int:
-    """Run a plan, write its result into a folder and return the exit code. Every rank of the world calls this."""
-    stop = Stop(speaks=world.rank == 0, place=folder.path)
+    """Run a plan, write its result into a folder and return the exit code. Every rank of the world calls this.
+
+    Who gives a `stop` can ask it afterwards whether somebody has stopped the job.
+    """
+    stop = stop or Stop(speaks=world.rank == 0, place=folder.path)
     with ExitStack() as resources, stop.listening():
         setup = world.only_first(lambda: prepare(plan, world, folder, environment, progress, resources, stop))
         if plan.artifact_folder:
@@ -104,10 +108,13 @@ def run_job(
             return world.tell(None)
         books.tables["ranks"] = rows
         books.notes += [*dict.fromkeys(filter(None, troubles))][:_TROUBLES]
+        if setup.prometheus is not None:
+            books.notes += setup.prometheus.farewell()
         if setup.server is not None:
             # Before the result is written: what its end shows belongs into it.
             setup.server.stop()
             books.tables["server"] = [setup.server.samples()]
+            books.heard_of(setup.server.events())
             books.server_ended(setup.server.obituary())
         return world.tell(books.finish())
 
@@ -190,6 +197,8 @@ class Job:
             if self.world.tell(self._stopped_in(step) if self.books is not None else None):
                 return
             self._audit(step, acknowledged)
+            if self.books is not None and self.setup.prometheus is not None:
+                self.books.tables["prometheus"].append(self.setup.prometheus.look(began))
 
     @property
     def dialer(self) -> Dialer | None:
@@ -309,6 +318,7 @@ class Job:
         start, began = world.tell(None if start is None or began is None else (start, began))
         origin = start - self.offset_ns
         self.journal.begin(step.number, origin)
+        self.clients.lacking.ask_again()
         tally = Tally(owned)
         before = self.journal.requests
 

@@ -24,3 +24,15 @@ def held(path: Path) -> bool:
     except OSError:
         return False
     return False
+
+
+def hold_alone(descriptor: int) -> bool:
+    """Hold an open file until it is closed everywhere; tell whether nobody else holds it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        # As in `hold`: a file system that knows no locks lets everybody in.
+        return True
+    return True

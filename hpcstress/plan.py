@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import tomllib
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from importlib import resources
 from itertools import product
 from math import prod
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from hpcstress import quantity, thresholds
 from hpcstress.errors import UsageRefusal
-from hpcstress.quantity import Kind, Scalar, mask_password, nearest
+from hpcstress.quantity import Kind, Scalar, mask_password, nearest, shorten
 
 
 def _option(default: Any, kind: Kind, group: str, help: str) -> Any:
@@ -23,6 +24,9 @@ def _option(default: Any, kind: Kind, group: str, help: str) -> Any:
 
 # A row has two bytes for the number of its step, and the last two numbers are those of warm-up and prefill.
 _MOST_STEPS = 0xFFFE
+# Any plan has room there; tomllib takes seconds for a key of thousands of parts.
+_LONGEST_PLAN = 64_000
+_MOST_DOTS = 1000
 _METHODS = ("all", "log_param", "log_params", "log_batch", "log_artifact", "log_artifacts", "forest", "linear")
 
 
@@ -119,10 +123,22 @@ class Plan:
         "takes a database, too.",
     )
     server: str = _option(
-        "mlflow", quantity.TEXT, "Server", "The server to start on this machine when there is no address."
+        "mlflow-sqlite",
+        quantity.TEXT,
+        "Server",
+        "The server to start on this machine when there is no address; `hpcstress servers` lists them.",
     )
     experiment: str = _option(
         "hpcstress", quantity.TEXT, "Server", "The experiment's name; MLFLOW_EXPERIMENT_ID goes before it."
+    )
+    prometheus: str = _option(
+        "", quantity.ADDRESS, "Server", "A Prometheus that watches the server; it is asked after each step."
+    )
+    prometheus_queries: tuple[tuple[str, str], ...] = _option(
+        (),
+        quantity.QUERIES,
+        "Server",
+        "What Prometheus is asked, instead of what process-exporter and MLflow itself usually tell it.",
     )
     audit: int = _option(
         1000, quantity.COUNT, "Reading", "How many runs of a step are read back and compared; 0 for none."
@@ -149,17 +165,29 @@ class Plan:
         rungs = prod(len(values) for _, values in self._swept()) * len(self.users or self.runs)
         if rungs * self.repeats > _MOST_STEPS:
             raise UsageRefusal(f"--repeats: {self.repeats} times the ladder are more than {_MOST_STEPS} steps.")
+        if self.artifact_folder:
+            self._check_own_files()
         for variation in filter(None, self._variations()):
             try:
                 self.varied(variation)
             except UsageRefusal as refusal:
                 raise UsageRefusal(f"--sweep: {refusal}") from None
+        if self.prometheus_queries and not self.prometheus:
+            raise UsageRefusal("--prometheus-queries: give the address of the Prometheus with --prometheus.")
         if not self.users and (self.duration or self.rate or self.think_time):
             raise UsageRefusal("--users: --duration, --rate and --think-time are for users, say how many there are.")
         if self.rate and not self.duration:
             raise UsageRefusal("--rate: say for how long with --duration.")
         if self.rate and self.iterations:
             raise UsageRefusal("--rate: as many iterations become due as it says, leave --iterations out.")
+
+    def _check_own_files(self) -> None:
+        # All rungs would send the same files, under the names of sizes and numbers that were never sent.
+        swept = self._swept()
+        kept = [(name, values) for name, values in swept if name.replace("-", "_") not in _OF_MADE_ARTIFACTS]
+        if kept != swept:
+            rest = " ".join(f"{name}={','.join(values)}" for name, values in kept)
+            raise UsageRefusal(f"--artifact-folder: number and sizes of its files cannot vary: write --sweep '{rest}'.")
 
     @property
     def rungs(self) -> tuple[Rung, ...]:
@@ -202,7 +230,8 @@ class Plan:
         names = {name.replace("-", "_"): value for name, value in options.items()}
         for name in names:
             if name not in KINDS:
-                raise UsageRefusal(f"There is no option {flag(name)}. {nearest(flag(name), [*map(flag, KINDS)])}")
+                known = [*map(flag, KINDS)]
+                raise UsageRefusal(f"There is no option {shorten(flag(name))}. {nearest(flag(name), known)}")
         return replace(self, **names)  # type: ignore[arg-type]
 
     def as_mapping(self) -> dict[str, Scalar]:
@@ -249,6 +278,8 @@ _SWEPT = [
     *("tenants", "iterations", "rate", "think_time"),
 ]
 
+_OF_MADE_ARTIFACTS = ("artifacts", "artifact_size")
+
 
 def flag(name: str) -> str:
     """Return an option's name as it is typed."""
@@ -263,13 +294,13 @@ def negative(name: str) -> str:
 def from_toml(text: str, source: str = "the plan") -> Plan:
     """Read a plan from TOML; what it does not name keeps its default."""
     try:
-        options = tomllib.loads(text)
-    except ValueError as error:
-        raise UsageRefusal(f"{source} is not valid TOML: {error}.") from None
-    try:
-        return Plan().with_options(options)
+        return Plan().with_options(tomllib.loads(text))
     except UsageRefusal as refusal:
         raise UsageRefusal(f"{source}: {refusal}") from None
+    except ValueError as error:
+        raise UsageRefusal(f"{source} is not valid TOML: {shorten(str(error))}.") from None
+    except RecursionError:
+        raise UsageRefusal(f"{source} is nested too deep: a plan is a list of options and their values.") from None
 
 
 def from_json(text: str) -> Plan:
@@ -299,12 +330,7 @@ def named(name: str, workloads: list[str], also: list[str]) -> Plan:
     A name that is none of these is refused; near names are offered, of `also`, too.
     """
     if name.endswith(".toml"):
-        try:
-            return from_toml(Path(name).read_text("utf-8"), source=name)
-        except OSError as error:
-            raise UsageRefusal(f"The plan {name} cannot be read: {error.strerror}.") from None
-        except UnicodeDecodeError:
-            raise UsageRefusal(f"The plan {name} is not written in UTF-8: save it anew.") from None
+        return from_toml(_text_of(name), source=name)
     plans = shipped()
     if name in plans:
         return from_toml(plans[name], source=f"the shipped plan {name}")
@@ -313,6 +339,26 @@ def named(name: str, workloads: list[str], also: list[str]) -> Plan:
     # It may be an address that was typed in the wrong place.
     shown, near = mask_password(name), nearest(name, [*plans, *workloads, *also])
     raise UsageRefusal(f"{shown!r} is no plan, workload or .toml file. {near}")
+
+
+def _text_of(path: str) -> str:
+    try:
+        # A pipe has no end, and opening one waits for who writes to it: what is opened is looked at before it is read.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UsageRefusal(f"The plan {path} is no regular file: copy it into one.")
+            text = file.read(_LONGEST_PLAN + 1)
+    except OSError as error:
+        raise UsageRefusal(f"The plan {path} cannot be read: {error.strerror}.") from None
+    if len(text) > _LONGEST_PLAN:
+        most = quantity.format_size(_LONGEST_PLAN)
+        raise UsageRefusal(f"The plan {path} is longer than {most}: is it a plan? It holds options and their values.")
+    if any(line.count(b".") > _MOST_DOTS for line in text.splitlines()):
+        raise UsageRefusal(f"The plan {path} has a line with more than {_MOST_DOTS:,} dots: no plan needs as many.")
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        raise UsageRefusal(f"The plan {path} is not written in UTF-8: save it anew.") from None
 
 
 def options_table() -> str:

@@ -30,6 +30,7 @@ from hpcstress.plan import Plan
 from hpcstress.prefill import Ground, find
 from hpcstress.preflight import Experiment, check_open_files, find_experiment, sign_in
 from hpcstress.progress import Progress
+from hpcstress.prometheus import Prometheus, reach
 from hpcstress.quantity import count
 from hpcstress.ranks import World
 from hpcstress.record import Outcome
@@ -48,20 +49,22 @@ class Setup:
 
     `environment` is how to reach and sign in at a server that rank 0 has started: it goes from rank to rank and nowhere
     else. For somebody's server every rank looks into its own; at Mantik rank 0 signs in for all, and `token` goes the
-    same way. The server itself stays with rank 0, its parent; so does what is `missing` of what has to be there before.
+    same way. The server itself stays with rank 0, its parent; so do the Prometheus that rank 0 asks, and what is
+    `missing` of what has to be there before.
     """
 
     session: str
     place: Place
     facts: dict[str, Any]
     environment: dict[str, str] | None = field(default=None, repr=False)
-    server: servers.Server | None = field(default=None, repr=False)
+    server: servers.Deployment | None = field(default=None, repr=False)
     token: Token | None = field(default=None, repr=False)
     missing: list[int] = field(default_factory=list, repr=False)
     notes: list[str] = field(default_factory=list)
+    prometheus: Prometheus | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "server": None, "missing": []}
+        return {**self.__dict__, "server": None, "prometheus": None, "missing": []}
 
 
 def prepare(
@@ -75,6 +78,7 @@ def prepare(
 ) -> Setup:
     """Prepare a job on rank 0. What it opens is closed with `resources`; a refusal leaves nothing behind."""
     told = estimate(plan)
+    watched = reach(plan, environment)
     # MLflow's client has a file open for what it uploads, too.
     check_open_files(told.connections * (2 if plan.client == "stock" else 1), world.size)
     folder.create(told.journal_bytes)
@@ -82,6 +86,8 @@ def prepare(
         setup = _reach(plan, environment, progress, resources, stop)
         stop.check()
         setup.facts |= _facts(world, environment)
+        if watched is not None:
+            setup.prometheus, setup.facts["prometheus"] = watched, watched.facts
         folder.write_plan(plan.to_toml())
         folder.note("job", facts=setup.facts, plan=plan.to_toml())
     except BaseException:
@@ -99,10 +105,10 @@ def _reach(plan: Plan, environment: Mapping[str, str], progress: Progress, resou
     if address := store_of(plan.uri, environment):
         return _open_store(plan, address, environment, session)
     if not is_named(plan.uri, environment):
-        parted = bool(workloads.workspaces(plan))
-        server = resources.enter_context(
-            servers.start(plan.server, say=progress.say, check=stop.check, workspaces=parted)
-        )
+        spec = servers.read(plan.server)
+        if workloads.workspaces(plan) and spec.takes("workspaces"):
+            spec = replace(spec, workspaces=True)
+        server = resources.enter_context(servers.start(spec, say=progress.say, check=stop.check))
         environment = started = server.environment
     target, version_told, experiment, spaces, ground = asyncio.run(_arrive(plan, environment))
     facts: dict[str, Any] = {
@@ -148,6 +154,10 @@ def _open_store(plan: Plan, uri: str, environment: Mapping[str, str], session: s
         raise UsageRefusal(f"What {plan.workload} reads is made by way of a server: give its address by --uri.")
     if workloads.workspaces(plan):
         raise UsageRefusal(f"{plan.workload} is about the workspaces of a server: give its address by --uri.")
+    if any("log_spans" in requests for requests in estimate(plan).requests_per_run):
+        raise UsageRefusal(
+            f"The spans of {plan.workload} go to a server, which a store does not have: give its address by --uri."
+        )
     from hpcstress.clients.store import find_experiment
 
     experiment_id, created = find_experiment(uri, environment, plan.experiment)

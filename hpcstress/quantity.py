@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -34,9 +35,17 @@ _STORES = {
     "sqlite": re.compile(r"sqlite(\+\w+)?:///[^?#@:\s]+", re.ASCII),
     "postgresql": re.compile(r"postgresql(\+\w+)?://([\w.-]+@)?[\w.-]*(:\d+)?/[\w.-]+", re.ASCII),
 }
+# A semicolon within quotes is none between two queries.
+_QUERY = re.compile(r"""(?:[^;"'`]|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|`[^`]*`)+""")
+_QUERIES = re.compile(f"(?:{_QUERY.pattern})?(?:;(?:{_QUERY.pattern})?)*")
+_QUERY_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+_LONGEST_QUERY, _MOST_QUERIES = 2000, 20
 _NUMBER_AND_UNIT = re.compile(
     r"\s*([0-9][0-9_]*(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", re.ASCII | re.IGNORECASE
 )
+
+_QUOTES = reprlib.Repr()
+_QUOTES.maxstring = _QUOTES.maxother = 120
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,16 @@ class Kind:
         if isinstance(written, bool):
             return "yes" if written else "no"
         return ",".join(map(str, written)) if isinstance(written, list) else str(written)
+
+
+def quoted(value: object) -> str:
+    """Quote a value in a sentence; of what is long or nested deep, only so much that one knows it again."""
+    return _QUOTES.repr(value)
+
+
+def shorten(text: str, most: int = 120) -> str:
+    """Return the beginning of a text that is longer than what fits into a sentence."""
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -111,13 +130,13 @@ def about_size(size: int) -> str:
 
 def _number_and_unit(value: object, units: dict[str, Any], what: str, such_as: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise UsageRefusal(f"{value!r} is not a {what} such as {such_as}.")
+        raise UsageRefusal(f"{quoted(value)} is not a {what} such as {such_as}.")
     match = _NUMBER_AND_UNIT.fullmatch(str(value))
     if match is None or match[2].lower() not in units:
-        raise UsageRefusal(f"{value!r} is not a {what} such as {such_as}.")
+        raise UsageRefusal(f"{quoted(value)} is not a {what} such as {such_as}.")
     number: float = float(match[1].replace("_", "")) * units[match[2].lower()]
     if not math.isfinite(number):
-        raise UsageRefusal(f"{value!r} is not a {what}: it has to be finite.")
+        raise UsageRefusal(f"{quoted(value)} is not a {what}: it has to be finite.")
     return number
 
 
@@ -157,7 +176,7 @@ def read_positive_seconds(value: object) -> float:
 def _read_whole(value: object, least: int, what: str, most: int = _LARGEST_COUNT) -> int:
     text = str(value).strip().replace("_", "")
     if not _WHOLE_NUMBER.fullmatch(text):
-        raise UsageRefusal(f"{value!r} is not a whole number.")
+        raise UsageRefusal(f"{quoted(value)} is not a whole number.")
     long = len(text) > _MOST_DIGITS
     number = (-math.inf if text.startswith("-") else math.inf) if long else int(text)
     shown = f"{text[:_MOST_DIGITS]}…" if long else text
@@ -189,7 +208,9 @@ def read_ladder(value: object) -> tuple[int, ...]:
     try:
         ladder = tuple(_read_whole(part, 1, "a step") for part in parts)
     except UsageRefusal as refusal:
-        raise UsageRefusal(f"The ladder {value!r} is not a list of numbers such as 10,100,1000: {refusal}") from None
+        raise UsageRefusal(
+            f"The ladder {quoted(value)} is not a list of numbers such as 10,100,1000: {refusal}"
+        ) from None
     if not ladder:
         raise UsageRefusal("The ladder is empty: give the sizes of the steps, such as 10,100,1000.")
     return ladder
@@ -205,7 +226,7 @@ def read_rate(value: object) -> float:
     try:
         rate = float(str(value).strip().removesuffix("/s"))
     except ValueError:
-        raise UsageRefusal(f"{value!r} is not a rate: write how many per second, such as 50 or 0.5.") from None
+        raise UsageRefusal(f"{quoted(value)} is not a rate: write how many per second, such as 50 or 0.5.") from None
     if rate and not _LOWEST_RATE <= rate <= _HIGHEST_RATE:
         most = f"{_LOWEST_RATE:f} to {_HIGHEST_RATE:.0f}"
         raise UsageRefusal(f"A rate of {value} per second is not possible: give {most}, or 0 for none.")
@@ -218,8 +239,44 @@ def read_sweep(value: object) -> str:
     for part in text.split():
         name, found, values = part.partition("=")
         if not (name and found and all(values.split(","))):
-            raise UsageRefusal(f"{part!r} names no option and its values: write params=10,100,1000.")
+            raise UsageRefusal(f"{quoted(part)} names no option and its values: write params=10,100,1000.")
     return text
+
+
+def read_queries(value: object) -> tuple[tuple[str, str], ...]:
+    """Read what Prometheus is asked, a table of names and PromQL; as text `cpu=PROMQL; memory=PROMQL`."""
+    if isinstance(value, str):
+        if not _QUERIES.fullmatch(value):
+            raise UsageRefusal(f"{value!r} has a quote that does not end: write name=PROMQL; name=PROMQL.")
+        given = [_named_query(part) for part in _QUERY.findall(value) if part.strip()]
+    elif isinstance(value, dict):
+        given = [*value.items()]
+    elif isinstance(value, tuple) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in value):
+        given = [*value]
+    else:
+        raise UsageRefusal(f"{value!r} is not a table of names and PromQL.")
+    for name, query in given:
+        if not isinstance(name, str) or not _QUERY_NAME.fullmatch(name):
+            raise UsageRefusal(f"{name!r} cannot name a query: write up to 32 small letters, digits and _.")
+        if not isinstance(query, str) or not _QUERY.fullmatch(query) or not query.isprintable() or not query.strip():
+            raise UsageRefusal(f"{query!r} is not PromQL in one line, with quotes that end and no ; outside them.")
+        if len(query) > _LONGEST_QUERY:
+            raise UsageRefusal(f"The query {name} is longer than {_LONGEST_QUERY} letters: record it as a rule.")
+    if len({name for name, _ in given}) < len(given) or len(given) > _MOST_QUERIES:
+        raise UsageRefusal(f"Give at most {_MOST_QUERIES} queries, each with a name of its own.")
+    return tuple((name, query.strip()) for name, query in given)
+
+
+def write_queries(queries: tuple[tuple[str, str], ...]) -> str:
+    """Write queries as one text: in TOML, a table would swallow whatever option is added below it."""
+    return "; ".join(f"{name}={query}" for name, query in queries)
+
+
+def _named_query(part: str) -> tuple[str, str]:
+    name, found, query = part.partition("=")
+    if not found:
+        raise UsageRefusal(f"{part.strip()!r} names no query: write name=PROMQL; name=PROMQL.")
+    return name.strip(), query.strip()
 
 
 def read_fraction(value: object) -> float:
@@ -228,9 +285,9 @@ def read_fraction(value: object) -> float:
     try:
         share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
-        raise UsageRefusal(f"{value!r} is not a share: write 0.05 or 5%.") from None
+        raise UsageRefusal(f"{quoted(value)} is not a share: write 0.05 or 5%.") from None
     if not 0 <= share <= 1:
-        raise UsageRefusal(f"{value!r} is not a share between 0 and 1.")
+        raise UsageRefusal(f"{quoted(value)} is not a share between 0 and 1.")
     return share
 
 
@@ -240,18 +297,20 @@ def read_switch(value: object) -> bool:
         return value
     wanted = {"yes": True, "true": True, "no": False, "false": False}.get(str(value).strip().lower())
     if wanted is None:
-        raise UsageRefusal(f"{value!r} is neither yes nor no.")
+        raise UsageRefusal(f"{quoted(value)} is neither yes nor no.")
     return wanted
 
 
 def read_text(value: object) -> str:
     """Read a name or another plain text of one line; refuse one in which nothing is written."""
     if not isinstance(value, str):
-        raise UsageRefusal(f"{value!r} is not a text.")
+        raise UsageRefusal(f"{quoted(value)} is not a text.")
     if not value.isprintable():
-        raise UsageRefusal(f"{value!r} is not a plain line of text: it holds line breaks or other control characters.")
+        raise UsageRefusal(
+            f"{quoted(value)} is not a plain line of text: it holds line breaks or other control characters."
+        )
     if not value.strip():
-        raise UsageRefusal(f"{value!r} says nothing: write something, or leave the option out.")
+        raise UsageRefusal(f"{quoted(value)} says nothing: write something, or leave the option out.")
     return value
 
 
@@ -272,10 +331,17 @@ def is_store(uri: str) -> bool:
     return uri.partition(":")[0].partition("+")[0] in _STORES
 
 
-def read_uri(value: object) -> str:
+def read_address(value: object) -> str:
+    """Read the address of a Prometheus; refuse one without a scheme, or with a password in it."""
+    if isinstance(value, str) and is_store(value.strip()):
+        raise UsageRefusal("The address is that of a database: write https://host or http://host:9090.")
+    return read_uri(value, "PROMETHEUS_USERNAME and PROMETHEUS_PASSWORD")
+
+
+def read_uri(value: object, variables: str = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD") -> str:
     """Read the address of a server or of a store; refuse one without a scheme, or with a password in it."""
     if not isinstance(value, str):
-        raise UsageRefusal(f"{value!r} is not a text.")
+        raise UsageRefusal(f"{quoted(value)} is not a text.")
     shown = mask_password(value.strip())
     if is_store(value.strip()):
         return _read_store(value.strip())
@@ -283,7 +349,7 @@ def read_uri(value: object) -> str:
         # Also behind the host: what looks like a path may be the rest of a password with a / in it.
         raise UsageRefusal(
             f"The address {shown!r} holds a user name or password, which would end up in results and "
-            "logs: put them into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (in a path, write %40 for @)."
+            f"logs: put them into {variables} (in a path, write %40 for @)."
         )
     if not value.isprintable():
         raise UsageRefusal(f"The address {shown!r} holds line breaks or other control characters: write it again.")
@@ -328,6 +394,8 @@ POSITIVE_DURATION = Kind("SECONDS", read_positive_seconds, write_seconds)
 FRACTION = Kind("SHARE", read_fraction, float)
 TEXT = Kind("TEXT", read_text, str)
 URI = Kind("URI", read_uri, str)
+ADDRESS = Kind("URI", read_address, str)
+QUERIES = Kind("NAME=PROMQL;...", read_queries, write_queries)
 USERS = Kind("N,N,...", read_users, list)
 RATE = Kind("PER_SECOND", read_rate, float)
 PATH = Kind("PATH", read_path, str)
@@ -340,7 +408,7 @@ def choice(*names: str) -> Kind:
 
     def read(value: object) -> str:
         if value not in names:
-            raise UsageRefusal(f"{value!r} is not known here. {nearest(str(value), names)}")
+            raise UsageRefusal(f"{quoted(value)} is not known here. {nearest(str(value), names)}")
         return str(value)
 
     return Kind("NAME", read, str)

@@ -50,6 +50,10 @@ class World:
     size = 1
     library = "none"
 
+    def anew(self) -> World:
+        """Return the same ranks, to whom nothing has been said yet: for one more job."""
+        return self
+
     def tell(self, value: T | None) -> T:
         """Return rank 0's value on every rank."""
         assert value is not None
@@ -135,6 +139,10 @@ class MpiWorld(World):
         self.library = _library(MPI)
         self._beats: dict[int, Any] = {}
         self._unsent: list[Any] = []
+
+    def anew(self) -> World:
+        # What was still under way of the job before stays with its communicator.
+        return MpiWorld(self._comm)
 
     def _wait(self, request: Any) -> Any:
         return _poll(request.test, done=lambda answer: answer[0])[1]

@@ -110,7 +110,10 @@ OPTIONAL = frozenset(
         Operation.log_model_artifact,
     }
 )
-"""Operations that not every server has: one that is answered with `not_supported` is left out from then on."""
+"""Operations that not every server has: one that is answered with `not_supported` is left out of the step."""
+
+LEFT_TO_CLIENTS = frozenset({Operation.log_artifact, Operation.list_artifacts, Operation.download_artifact})
+"""Operations that a server may leave to its clients: `not_supported` without a request, and left out of the step."""
 
 
 class Outcome(enum.IntEnum):

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from hpcstress import workloads
 from hpcstress.errors import Refusal
 from hpcstress.folder import RunFolder
 from hpcstress.journal import JournalFile
 from hpcstress.lock import held
 from hpcstress.result import TABLES, ResultWriter, Rows, rank_row
 from hpcstress.schedule import PREFILL, Step
-from hpcstress.summary import StepSummary
+from hpcstress.summary import Ends, StepSummary
 
 # Seconds since 1970 that a calendar still knows.
 _LATEST = 1e11
@@ -44,6 +45,7 @@ def recover(folder: RunFolder) -> list[str]:
     if log.senseless:
         notes.append(f"{folder.log}: {_counted(len(log.senseless), 'line makes', 'lines make')} no sense.")
     summaries, ranks, complete = log.steps, [], set()
+    left_open, ends = _left_open(plan), dict[int, Ends]()
     size = max(int(log.facts.get("ranks", 1)), max(files) + 1)
     with ResultWriter(folder.result, plan, log.facts) as writer:
         for rank, path in files.items():
@@ -57,7 +59,9 @@ def recover(folder: RunFolder) -> list[str]:
                 writer.append(rows)
                 for number in np.unique(rows["step"]).tolist():
                     summary = summaries.setdefault(number, StepSummary(Step(number, 0, 0), 0.0))
-                    summary.add(rows[rows["step"] == number])
+                    mine = rows[rows["step"] == number]
+                    summary.add(mine)
+                    ends.setdefault(number, Ends(left_open=left_open)).add(mine)
             notes += journal.damage()
             if journal.complete:
                 complete.add(rank)
@@ -68,8 +72,9 @@ def recover(folder: RunFolder) -> list[str]:
             notes.append(f"Recovered from journals. Incomplete ranks: {_listed(size, complete)} of {size}.")
         else:
             notes.append("Recovered from journals. Every rank had come to its end; the gathering had not.")
+        finished = {number: of.count() for number, of in ends.items()}
         tables = {
-            "steps": _table("steps", [summaries[number].row() for number in sorted(summaries)]),
+            "steps": _table("steps", [summaries[number].row(finished.get(number, 0)) for number in sorted(summaries)]),
             "ranks": _table("ranks", ranks),
             "audit": _table("audit", log.audits),
         }
@@ -90,6 +95,11 @@ def _plan(folder: RunFolder, logged: str) -> tuple[str, list[str]]:
         why = error.strerror if isinstance(error, OSError) else error
         return "", [f"{folder.plan} cannot be read ({why}): nobody knows the plan, and nothing can be read back."]
     return text, []
+
+
+def _left_open(plan: str) -> bool:
+    name = tomllib.loads(plan).get("workload")
+    return isinstance(name, str) and name in workloads.MODULES and workloads.leaves_runs_open(name)
 
 
 @dataclass

@@ -146,6 +146,8 @@ class Replay(Client):
         return imagined(operation, payload)
 
     async def _request_each(self, operation: Operation, payloads: Sequence[Any], at_once: int) -> None:
+        if operation in self._lacked:
+            return
         if (at_once == 1 and self._in_order) or self._writes >= len(payloads):
             await super()._request_each(operation, payloads, at_once)
             return
@@ -224,7 +226,8 @@ class Acknowledged:
         self.finishes = np.zeros(0, np.uint32)
         self._optional = np.zeros(0, np.uint32)
         self._granted: set[int] = set()
-        self.lacked: frozenset[int] = frozenset()
+        self._lacked: frozenset[int] = frozenset()
+        self._stored = self._left_to_clients = False
 
     def add(self, rows: np.ndarray[Any, Any]) -> None:
         """Count attempts of this step, in any order and in any pieces."""
@@ -236,12 +239,21 @@ class Acknowledged:
         self._granted.update(np.unique(rows["op"][optional]).tolist())
         # Of what every server has, not even this answer says that others were not granted it.
         unknown = _OPTIONAL[rows["op"]] & (rows["outcome"] == Outcome.not_supported)
-        self.lacked |= {*np.unique(rows["op"][unknown]).tolist()}
+        self._lacked |= {*np.unique(rows["op"][unknown]).tolist()}
+        uploads = rows["op"] == Operation.log_artifact
+        self._stored |= bool((good & uploads).any())
+        self._left_to_clients |= bool((uploads & (rows["outcome"] == Outcome.not_supported)).any())
+
+    @property
+    def lacked(self) -> frozenset[int]:
+        """Return the operations that nothing is left of: uploads, too, where the server leaves all to its clients."""
+        left = self._left_to_clients and not self._stored
+        return self._lacked | {Operation.log_artifact} if left else self._lacked
 
     def of(self, run: int) -> tuple[int, int, int]:
         """Return how many writes of a run were acknowledged, how many have finished one, how many optional ones."""
         # Where some were granted what others were not, nobody knows whose is whose.
-        optional = self._optional if self._granted.isdisjoint(self.lacked) else self._optional[:0]
+        optional = self._optional if self._granted.isdisjoint(self._lacked) else self._optional[:0]
         counts = self.writes, self.finishes, optional
         writes, finishes, others = (int(each[run]) if run < len(each) else 0 for each in counts)
         return writes, finishes, others

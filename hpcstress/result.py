@@ -2,7 +2,7 @@
 
     /                  format_version, plan (TOML), facts (JSON), notes (JSON list of sentences), complete
     /attempts/<column> one 1-D dataset per name in `record.COLUMNS`, gzip 1 + shuffle
-    /steps, /ranks, /health, /server, /audit   one 1-D dataset per column of `TABLES`
+    /steps, /ranks, /health, /server, /events, /prometheus, /audit   one 1-D dataset per column of `TABLES`
 
 Journals are what survives a crash; this file is written beside its name and renamed when it is whole.
 """
@@ -77,11 +77,30 @@ TABLES: dict[str, np.dtype[Any]] = {
             ("dropped", "<u8"),
         ]
     ),
-    # One row per second and part of a server that hpcstress started: `time` is seconds since 1970 (UTC), CPU is the
-    # sum of all its processes since their start, memory the sum of their resident bytes.
+    # One row per second and process of a part of a server that hpcstress started: `time` is seconds since 1970 (UTC)
+    # on rank 0's clock, `command` comes without its arguments, CPU seconds and resident bytes are the process's own,
+    # `connections` are established ones of TCP. What was not counted is -1. As pid 0, the CPU seconds of those that
+    # have ended, so that the sum over a part never falls. A result from before processes were told apart has one row
+    # for the whole part, as pid 0.
     "server": np.dtype(
-        [("time", "<f8"), ("part", "S32"), ("processes", "<u4"), ("cpu_seconds", "<f8"), ("rss", "<u8")]
+        [
+            ("time", "<f8"),
+            ("part", "S32"),
+            ("pid", "<u4"),
+            ("command", "S16"),
+            ("cpu_seconds", "<f8"),
+            ("rss", "<u8"),
+            ("threads", "<i4"),
+            ("files", "<i4"),
+            ("connections", "<i4"),
+        ]
     ),
+    # What happened to parts of a server that hpcstress started, and what others found about them, in the order of time:
+    # seconds since 1970 (UTC) on rank 0's clock.
+    "events": np.dtype([("time", "<f8"), ("part", "S32"), ("told", "S256")]),
+    # What Prometheus told of somebody's server after each step: the value of a series of one of the plan's queries at a
+    # time in seconds since 1970 (UTC) on Prometheus's clock. `labels` are those of the series, `name=value` by `, `.
+    "prometheus": np.dtype([("time", "<f8"), ("query", "S32"), ("labels", "S256"), ("value", "<f8")]),
     # One row per audited step: runs read back; of these intact, missing something acknowledged, holding something
     # wrong, or unread because the server did not answer; ghosts are runs that exist twice, or that nobody asked for.
     "audit": np.dtype(
@@ -97,9 +116,20 @@ TABLES: dict[str, np.dtype[Any]] = {
     ),
 }
 
-_ADDED = frozenset({"runs_begun", "variation", "dropped"})
+# What an older hpcstress did not write, and what then stands in its place.
+_ADDED: dict[str, object] = {
+    "steps/runs_begun": 0,
+    "steps/variation": b"",
+    "health/dropped": 0,
+    **{f"server/{name}": -1 for name in ("threads", "files", "connections")},
+    "server/pid": 0,
+    "server/command": b"",
+    **{f"events/{name}": 0 for name in TABLES["events"].names or ()},
+    **{f"prometheus/{name}": 0 for name in TABLES["prometheus"].names or ()},
+}
 
 _CHUNK = 65536
+_MANY = 1000
 _CURES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room for it")
 _CURES[errno.ENOENT] = "find their folder"
 
@@ -201,9 +231,11 @@ class ResultWriter:
             self._held, self._held_length = [], 0
         for table, dtype in TABLES.items():
             rows = tables.get(table, np.zeros(0, dtype))
+            # A server that is watched for a day has millions of rows, most of which repeat the one before.
+            packed = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if len(rows) > _MANY else {}
+            checked = {"fletcher32": True} if len(rows) else {}
             for name in dtype.names or ():
-                checked = {"fletcher32": True} if len(rows) else {}
-                self._file.create_dataset(f"{table}/{name}", data=rows[name], dtype=dtype[name], **checked)
+                self._file.create_dataset(f"{table}/{name}", data=rows[name], dtype=dtype[name], **checked, **packed)
         self._file.attrs["notes"] = _text(json.dumps(list(notes)))
         self._file.attrs["complete"] = complete
         self._file.close()
@@ -294,13 +326,13 @@ class Result:
     def table(self, name: str) -> Rows:
         """Return one of `TABLES` as a structured array."""
         dtype = TABLES[name]
-        # A column that an older hpcstress did not write is empty.
-        there = [column for column in dtype.names or () if column not in _ADDED or self._has(f"{name}/{column}")]
-        columns = {column: self._read(f"{name}/{column}", slice(None)) for column in there}
+        paths = {column: f"{name}/{column}" for column in dtype.names or ()}
+        there = [column for column, path in paths.items() if path not in _ADDED or self._has(path)]
+        columns = {column: self._read(paths[column], slice(None)) for column in there}
         try:
-            rows = np.zeros(len(next(iter(columns.values()))), dtype)
-            for column, values in columns.items():
-                rows[column] = values
+            rows = np.zeros(len(columns[there[0]]) if there else 0, dtype)
+            for column, path in paths.items():
+                rows[column] = columns[column] if column in columns else _ADDED[path]
         except (ValueError, TypeError) as error:
             raise self._damaged(name, error) from None
         return rows

@@ -17,13 +17,13 @@ _STANDARD_ERROR = 2
 class Stop:
     """Remember a signal: the first ends the load and keeps what was measured, the second ends everything.
 
-    Of all ranks only one should speak; `place` is where what was measured can be found.
+    Of all ranks only one should speak; `place` is the folder of the job, where what was measured can be found.
     """
 
     def __init__(self, speaks: bool = False, place: object = "") -> None:
         self.asked = False
         self._speaks = speaks
-        self._place = place
+        self.place = place
 
     def check(self) -> None:
         """Refuse to go on once a signal has come: for the time before any load."""
@@ -33,7 +33,7 @@ class Stop:
     def _hear(self, number: int, frame: FrameType | None) -> None:
         del frame
         if self.asked:
-            self._say(f"Ended at once. What was measured so far: hpcstress recover {self._place}")
+            self._say(f"Ended at once. What was measured so far: hpcstress recover {self.place}")
             os._exit(128 + number)
         self.asked = True
         self._say("Stopping; what was measured is kept. Once more ends at once.")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcstress.record import Operation, Outcome
+from hpcstress.record import OPTIONAL, Operation, Outcome
 from hpcstress.result import TABLES
 from hpcstress.schedule import Step
 
@@ -23,7 +23,6 @@ class StepSummary:
         self._done: dict[int, int] = {}
         self._attempts = 0
         self._failed = 0
-        self._runs_finished = 0
         self._runs_begun = 0
 
     def add(self, rows: Rows) -> None:
@@ -42,13 +41,9 @@ class StepSummary:
         self._attempts += len(rows)
         self._runs_begun += int(np.count_nonzero(rows["seq"] == 0))
         self._failed += int(np.count_nonzero(~good))
-        self._runs_finished += int(np.count_nonzero(good & (rows["op"] == Operation.finish_run)))
 
-    def row(self, finished: int | None = None) -> Rows:
-        """Return the row of the result's table; instants are -1 where nothing happened.
-
-        How many runs came to their end only the ranks know; without them, those are counted that said so to the server.
-        """
+    def row(self, finished: int) -> Rows:
+        """Return the row of the result's table; `finished` runs came to their end. Instants that were not are -1."""
         done = self._done.values()
         return np.array(
             [
@@ -62,10 +57,40 @@ class StepSummary:
                     max(done, default=-1),
                     self._attempts,
                     self._failed,
-                    self._runs_finished if finished is None else finished,
+                    finished,
                     self._runs_begun,
                     self._step.variation.encode(),
                 )
             ],
             TABLES["steps"],
         )
+
+
+class Ends:
+    """Count the runs of one step that came to their end, from the rows of one rank after the other, each in order.
+
+    That is a run whose last attempt went well, and which has finished every MLflow run that it created; unless its
+    workload leaves them open. The ranks of a job know better, but not where it was cut off.
+    """
+
+    def __init__(self, *, left_open: bool) -> None:
+        self._left_open = left_open
+        self._pieces: list[tuple[Rows, Rows, Rows]] = []
+
+    def add(self, rows: Rows) -> None:
+        """Add attempts of this step; whole calls of MLflow's client are no attempts, and left out."""
+        rows = rows[rows["attempt"] > 0]
+        lacking = (rows["outcome"] == Outcome.not_supported) & np.isin(rows["op"], [*OPTIONAL])
+        good = ((rows["outcome"] == Outcome.ok) | lacking) & (rows["op"] != Operation.connect)
+        made = (rows["op"] == Operation.create_run).astype(np.int8) - (rows["op"] == Operation.finish_run)
+        self._pieces.append((rows["run"].copy(), good, np.where(good, made, 0).astype(np.int8)))
+
+    def count(self) -> int:
+        """Return how many runs came to their end."""
+        if not self._pieces:
+            return 0
+        run, good, made = (np.concatenate(parts) for parts in zip(*self._pieces, strict=True))
+        # Of several the first place is told: looked at from the end, that is the last attempt.
+        _, last, number = np.unique(run[::-1], return_index=True, return_inverse=True)
+        closed = np.bincount(number, made[::-1], len(last)) == 0
+        return int(np.count_nonzero(good[::-1][last] & (closed | self._left_open)))

@@ -34,6 +34,9 @@ _MANTIK_SERVICE = "MANTIK_API_URL"
 _MANTIK = "https://tracking.cloud.mantik.ai"
 # MLflow's own before those of requests, before OpenSSL's.
 _CA_BUNDLES = (_SERVER_CERT, "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+_PROMETHEUS_USERNAME = "PROMETHEUS_USERNAME"
+_PROMETHEUS_PASSWORD = "PROMETHEUS_PASSWORD"  # noqa: S105
+_PROMETHEUS_TOKEN = "PROMETHEUS_TOKEN"  # noqa: S105
 
 _WEB_PORTS = {"http": 80, "https": 443}
 _PROXY_PORTS = {"http": 80, "socks4": 1080, "socks4a": 1080, "socks5": 1080, "socks5h": 1080}
@@ -41,6 +44,7 @@ _LONGEST_NAME = 253  # of DNS; SOCKS has one byte for a length, too
 _LONGEST_SOCKS_SECRET = 255
 # What is shorter would be found in any text, and its absence tell what it is.
 _SHORTEST_SECRET = 4
+_LARGEST_SECRET_FILE = 1 << 16
 
 _VISIBLE = re.compile(r"[!-~]+")
 _PRINTABLE = re.compile(r"[ -~]*")
@@ -214,6 +218,12 @@ def is_named(uri: str, environment: Mapping[str, str]) -> bool:
     return bool(_addresses(uri, environment))
 
 
+def without_address(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment that names no server."""
+    naming = {*_ADDRESSES, _MANTIK_USERNAME, _MANTIK_PASSWORD, _MANTIK_SERVICE}
+    return {name: value for name, value in environment.items() if name not in naming}
+
+
 def store_of(uri: str, environment: Mapping[str, str]) -> str:
     """Return the address of the database that is given instead of a server's, "" where none is."""
     for source, given in _addresses(uri, environment).items():
@@ -257,6 +267,48 @@ def from_environment(uri: str, environment: Mapping[str, str]) -> Target:
         experiment_id=_header_value("MLFLOW_EXPERIMENT_ID", environment.get("MLFLOW_EXPERIMENT_ID", "").strip()),
         mantik=mantik,
     )
+
+
+def prometheus_target(uri: str, environment: Mapping[str, str]) -> Target:
+    """Return the target of a Prometheus, with the sign-in that its own variables hold, or the files that they name.
+
+    These are PROMETHEUS_USERNAME and PROMETHEUS_PASSWORD, or PROMETHEUS_TOKEN; with _FILE at its end, a password or a
+    token is in a file, which nobody else may read.
+    """
+    username = environment.get(_PROMETHEUS_USERNAME)
+    password, token = (_secret(environment, name) for name in (_PROMETHEUS_PASSWORD, _PROMETHEUS_TOKEN))
+    if bool(username) != bool(password) or (username and token):
+        raise UsageRefusal(
+            f"Set {_PROMETHEUS_USERNAME} and {_PROMETHEUS_PASSWORD}, or {_PROMETHEUS_TOKEN} alone, or none of them."
+        )
+    ca_variable = next((name for name in _CA_BUNDLES[1:] if environment.get(name)), None)
+    source = f"{_PROMETHEUS_USERNAME} or {_PROMETHEUS_PASSWORD}"
+    return Target(
+        **_place("--prometheus", uri, environment),
+        authorization=_signed(username, password, source, token, _PROMETHEUS_TOKEN),
+        ca_file=Path(environment[ca_variable]) if ca_variable else None,
+        ca_variable=ca_variable,
+    )
+
+
+def _secret(environment: Mapping[str, str], name: str) -> str | None:
+    """Return a secret from its variable, or from the file that NAME_FILE names, without the line break at its end."""
+    path = environment.get(f"{name}_FILE")
+    if not path:
+        return environment.get(name) or None
+    if environment.get(name):
+        raise UsageRefusal(f"{name} and {name}_FILE are both set: unset one.")
+    try:
+        with Path(path).open("rb") as file:
+            if os.fstat(file.fileno()).st_mode & 0o077:
+                raise Refusal(f"{name}_FILE names {path}, which others may read: `chmod 600` it.")
+            text = file.read(_LARGEST_SECRET_FILE).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise Refusal(f"{name}_FILE names {path}, which cannot be read ({reason}): correct it.") from None
+    if not text.strip():
+        raise Refusal(f"{name}_FILE names {path}, which is empty: write the secret into it.")
+    return text.rstrip("\r\n")
 
 
 def _addresses(uri: str, environment: Mapping[str, str]) -> dict[str, str]:
@@ -339,12 +391,16 @@ def _authorization(environment: Mapping[str, str]) -> str | None:
         saved = _saved_credentials(environment)
         username, password = username or saved[0], password or saved[1]
         source += " (here or in ~/.mlflow/credentials)"
-    token = environment.get(_TOKEN)
+    return _signed(username, password, source, environment.get(_TOKEN), _TOKEN)
+
+
+def _signed(username: str | None, password: str | None, source: str, token: str | None, holder: str) -> str | None:
+    """Return the value of the Authorization header; the names are those of who holds the secrets."""
     if username and password:
         if not _WITHOUT_CONTROLS.fullmatch(username + password):
             raise UsageRefusal(f"{source} holds a control character: is there a line break at its end?")
         return _basic(username, password)
-    return f"Bearer {_header_value(_TOKEN, token)}" if token else None
+    return f"Bearer {_header_value(holder, token)}" if token else None
 
 
 def _saved_credentials(environment: Mapping[str, str]) -> tuple[str | None, str | None]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from time import monotonic_ns
 from typing import Protocol
 
-from hpcstress.clients import Client, Place, Turn
+from hpcstress.clients import Client, Lacking, Place, Turn
 from hpcstress.clients.answer import Failed, heard
 from hpcstress.content import Content, Run, Unit
 from hpcstress.pace import Pace, Supply, sleep_until
@@ -31,6 +31,7 @@ class Clients(Protocol):
     """Make the clients of a rank, which do what they do at one place of the server."""
 
     place: Place
+    lacking: Lacking
 
     def client(self, run: int, due: int, turn: Turn) -> Client:
         """Return the client of one run that is due at an instant of the local monotonic clock (nanoseconds)."""

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
 
+import msgspec
+
 from hpcstress import workloads
 from hpcstress.clients.answer import Answer, Failed
 from hpcstress.clients.api import Api, refusal
@@ -103,6 +105,44 @@ async def models(api: Api, condition: str = "") -> list[dict[str, Any]] | None:
         if token == query.get("page_token"):
             raise _malformed()
         query["page_token"] = token
+
+
+class LoggedModel(msgspec.Struct):
+    """Hold what a server tells of a logged model."""
+
+    model_id: str
+    source_run_id: str = ""
+    artifact_uri: str = ""
+
+
+class _Model(msgspec.Struct):
+    info: LoggedModel
+
+
+class _LoggedModels(msgspec.Struct):
+    models: list[_Model] = []
+    next_page_token: str = ""
+
+
+async def logged_models(api: Api, experiment_ids: Sequence[str]) -> list[LoggedModel] | None:
+    """Return the logged models in experiments, however many, None from a server that has none."""
+    found: list[LoggedModel] = []
+    for start in range(0, len(experiment_ids), _EXPERIMENTS_PER_SEARCH):
+        question: dict[str, object] = {"experiment_ids": [*experiment_ids[start : start + _EXPERIMENTS_PER_SEARCH]]}
+        while True:
+            try:
+                told = await api.call("POST", f"{API}/logged-models/search", question, _LoggedModels)
+            except Failed as failure:
+                if failure.answer.outcome is Outcome.not_supported:
+                    return None
+                raise
+            found += (model.info for model in told.models)
+            if not told.next_page_token:
+                break
+            if told.next_page_token == question.get("page_token"):
+                raise _malformed()
+            question["page_token"] = told.next_page_token
+    return found
 
 
 async def remove_model(api: Api, name: str) -> None:

@@ -8,12 +8,19 @@ import pytest
 from hypothesis import settings
 
 from hpcstress import servers
-from hpcstress.servers import Server
+from hpcstress.servers import Deployment
 
 # How long an example takes says something about the machine, and nothing about the law.
 settings.register_profile("hpcstress", deadline=None)
 settings.register_profile("quick", deadline=None, max_examples=30)
 settings.load_profile("hpcstress")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep what takes a whole machine from running beside its like, where tests run on several cores."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.xdist_group("slow"))
 
 
 def pytest_collection_finish() -> None:
@@ -23,9 +30,9 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session")
-def mlflow_server() -> Iterator[Server]:
+def mlflow_server() -> Iterator[Deployment]:
     """A real MLflow tracking server with sign-in, the same for all slow tests."""
-    with servers.start("mlflow") as server:
+    with servers.start("mlflow-sqlite") as server:
         yield server
 
 

@@ -165,6 +165,7 @@ class FakeMlflow:
         self.artifacts: dict[str, bytes] = {}
         self.models: dict[tuple[str, str], Model] = {}  # by workspace and name
         self.logged_models: dict[str, dict[str, Any]] = {}
+        self.traces: dict[str, str] = {}  # of which experiment
         # None where it has no workspaces; without a registry it knows neither models nor prompts.
         self.workspaces: set[str] | None = None
         self.has_registry = True
@@ -501,14 +502,40 @@ class FakeMlflow:
     def _logged_model(self, method: str, model_id: str, body: bytes) -> Answer:
         if not self.has_registry:
             return 404, b"<!doctype html><title>404 Not Found</title>"
+        if model_id == "search":
+            return self._search_logged_models(json.loads(body))
         if method == "POST":
             model_id = f"m-{next(self._numbers):032x}"
             self.logged_models[model_id] = {**json.loads(body), "status": "LOGGED_MODEL_PENDING"}
         if model_id not in self.logged_models:
             raise No(404, "RESOURCE_DOES_NOT_EXIST", f"Logged model with ID '{model_id}' not found.")
+        if method == "DELETE":
+            del self.logged_models[model_id]
+            return 200, {}
         if method == "PATCH":
             self.logged_models[model_id]["status"] = json.loads(body)["status"]
-        return 200, {"model": {"info": {"model_id": model_id, **self.logged_models[model_id]}}}
+        return 200, self._told_logged_model(model_id)
+
+    def _search_logged_models(self, asked: dict[str, Any]) -> Answer:
+        # One to a page.
+        start = int(asked.get("page_token", 0))
+        found = [name for name, told in self.logged_models.items() if told["experiment_id"] in asked["experiment_ids"]]
+        more = {"next_page_token": str(start + 1)} if start + 1 < len(found) else {}
+        models = [self._told_logged_model(name)["model"] for name in found[start : start + 1]]
+        return 200, {**({"models": models} if models else {}), **more}
+
+    def _told_logged_model(self, model_id: str) -> dict[str, Any]:
+        told = self.logged_models[model_id]
+        uri = f"mlflow-artifacts:/{told['experiment_id']}/models/{model_id}/artifacts"
+        return {"model": {"info": {"model_id": model_id, "artifact_uri": uri, **told}}}
+
+    def _delete_traces(self, asked: dict[str, Any]) -> Any:
+        if not asked["request_ids"]:
+            raise No(400, "INVALID_PARAMETER_VALUE", "Either `max_timestamp_millis` or `trace_ids` must be specified.")
+        there = [name for name in asked["request_ids"] if self.traces.get(name) == asked["experiment_id"]]
+        for name in there:
+            del self.traces[name]
+        return {"traces_deleted": len(there)}
 
     def _log_of_run(self, asked: dict[str, Any]) -> Any:
         self._active_run(asked["run_id"]).logged.append(asked)
@@ -596,6 +623,7 @@ class FakeMlflow:
         ("POST", "runs/delete"): _delete_run,
         ("POST", "runs/log-inputs"): _log_of_run,
         ("POST", "runs/outputs"): _log_of_run,
+        ("POST", "traces/delete-traces"): _delete_traces,
         ("POST", "registered-models/create"): _create_model,
         ("GET", "registered-models/get"): _get_model,
         ("GET", "registered-models/search"): _search_models,

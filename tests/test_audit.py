@@ -235,6 +235,14 @@ def test_a_result_can_be_audited_again_and_later_losses_are_found(tmp_path: Path
     ]
 
 
+def test_a_step_of_users_is_called_after_its_users(tmp_path: Path) -> None:
+    plan = replace(SMALL, users=(2,), iterations=3)
+    with serving() as server:
+        assert play(tmp_path / "job", plan, server.environment) == 0
+        _, said = again(tmp_path / "job" / "result.h5", server.environment)
+    assert said == ["step 1 (2 users): 6 of 6 runs read back are intact, no ghost run"]
+
+
 def test_a_job_that_did_without_an_audit_can_be_audited_later(tmp_path: Path) -> None:
     with serving(Faults(ignore_finish=1)) as server:
         assert play(tmp_path / "job", replace(SMALL, audit=0), server.environment) == 0

@@ -145,7 +145,10 @@ def test_workloads_and_plans_are_listed(hpcstress: Command) -> None:
         (["doctor", "--uri", ""], "--uri: The address is empty"),
         (["--experiment="], "--experiment: '' says nothing: write something, or leave the option out."),
         (["--client=null", "--server", ""], "--server: '' says nothing"),
-        (["serve", "mlflw"], "There is no server 'mlflw' that hpcstress can start. Did you mean mlflow?"),
+        (
+            ["serve", "mlflw"],
+            "There is no server 'mlflw' that hpcstress can start. Did you mean mlflow-sqlite or mlflow-postgres?",
+        ),
     ],
 )
 def test_wrong_usage_is_told_in_a_sentence(hpcstress: Command, words: list[str], sentence: str) -> None:

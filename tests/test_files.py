@@ -55,6 +55,22 @@ def test_a_name_with_a_line_break_is_refused(tmp_path: Path) -> None:
         listed(str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["a#b?c.txt", "a#", "?a", "100%25", "a%2e%2E", "a;", "deep#er/file"])
+def test_a_name_that_does_not_come_through_an_address_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"1")
+    with pytest.raises(UsageRefusal, match=r"which a server would read as another.*: rename it\.$") as refusal:
+        listed(str(tmp_path))
+    assert name in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["100%", "a%zz", "50%off", "a;b", "a;/b", "a&b=c", "a:b", "a\\b", "ä +~'\"[]{}"])
+def test_what_else_is_odd_comes_through(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"1")
+    assert [file.path for file in listed(str(tmp_path))] == [name]
+
+
 # As artifacts.
 
 

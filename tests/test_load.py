@@ -154,8 +154,10 @@ def test_what_no_user_was_free_for_is_counted_as_dropped(tmp_path: Path) -> None
     plan = replace(CREATING, client="null", null_delay=1, duration=0.5, rate=100, arrivals="constant")
     assert play(tmp_path / "job", plan, {}) == 0
     with Result(tmp_path / "job" / "result.h5") as result:
-        assert len(requests(result)) == 3
-        assert result.table("health")["dropped"].tolist() == [47]
+        [dropped] = result.table("health")["dropped"].tolist()
+        # Each of three users answers for one in half a second, unless the machine holds them up.
+        assert len(requests(result)) + dropped == 50
+        assert dropped >= 47
 
 
 # Sweeps.

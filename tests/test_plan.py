@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from itertools import product
 from pathlib import Path
@@ -40,6 +41,14 @@ VALUES: dict[Kind, st.SearchStrategy[Any]] = {
         ["", "params=10,100", "artifact-size=1kB,10MB", "artifact_size=7B  metrics=1,2 tags=0,100,3"]
     ),
     quantity.PATH: st.just("") | TEXTS,
+    quantity.ADDRESS: st.sampled_from(["", "http://host:9090", "https://prometheus.example/behind/a/path"]),
+    quantity.QUERIES: st.dictionaries(
+        st.from_regex("[a-z][a-z0-9_]{0,31}", fullmatch=True),
+        st.sampled_from(
+            ["up", 'sum by (job) (up{job=~"a;b|c=\\"d"})', "rate(x[5m]) > bool 2", "'it''s; quoted'", "`raw \\`"]
+        ),
+        max_size=20,
+    ).map(lambda queries: tuple(queries.items())),
     quantity.SWITCH: st.booleans(),
     KINDS["method"]: st.sampled_from(["all", "log_param", "log_artifacts"]),
     KINDS["arrivals"]: st.sampled_from(["poisson", "constant"]),
@@ -57,7 +66,9 @@ def drawn(draw: st.DrawFn) -> Plan:
         options |= {"duration": 0.0, "rate": 0.0, "think_time": 0.0}
     if not options["duration"] or options["iterations"]:
         options["rate"] = 0.0
-    if options["repeats"] > 500:
+    if not options["prometheus"]:
+        options["prometheus_queries"] = ()
+    if options["repeats"] > 500 or options["artifact_folder"]:
         options["sweep"] = ""
     return Plan(**options)
 
@@ -102,6 +113,8 @@ IMPOSSIBLE: dict[str, tuple[object, str]] = {
     "uri": ("mlflow.example", "'mlflow.example' does not begin with http:// or https://"),
     "server": ("ml\nflow", "is not a plain line of text"),
     "experiment": (None, "None is not a text"),
+    "prometheus": ("http://me:secret@host:9090", "put them into PROMETHEUS_USERNAME and PROMETHEUS_PASSWORD"),
+    "prometheus_queries": ("cpu", "'cpu' names no query: write name=PROMQL; name=PROMQL"),
     "audit": ([], "[] is not a whole number"),
     "objective": ("", "'' is not a duration"),
     "threshold": ("run_duration p95 < soon", "'run_duration p95 < soon': 'soon' is not a duration"),
@@ -385,6 +398,28 @@ def test_a_sweep_with_more_variations_than_steps_can_be_numbered_is_refused_at_o
         Plan(runs=(1,), repeats=66, sweep=f"params={values}")
 
 
+@pytest.mark.parametrize(
+    ("sweep", "rest"),
+    [
+        ("artifact-size=1kB,1MB", ""),
+        ("artifacts=1,2 uploads=1,8", "uploads=1,8"),
+        ("params=1,2 artifact_size=5B method=log_artifact", "params=1,2 method=log_artifact"),
+    ],
+)
+def test_sizes_and_numbers_of_ones_own_files_cannot_vary(sweep: str, rest: str) -> None:
+    with pytest.raises(UsageRefusal, match=f"^--artifact-folder: .* cannot vary: write --sweep '{rest}'\\.$"):
+        Plan(artifact_folder="mine", sweep=sweep)
+    assert Plan(artifact_folder="mine", sweep=rest).sweep == rest
+
+
+def test_the_shipped_plan_of_artifacts_says_how_it_takes_a_folder() -> None:
+    plan = named("artifacts", WORKLOADS, [])
+    with pytest.raises(UsageRefusal, match="write --sweep 'uploads=1,8'"):
+        plan.with_options({"artifact_folder": "mine"})
+    taken = plan.with_options({"artifact_folder": "mine", "sweep": "uploads=1,8"})
+    assert [rung.variation for rung in taken.rungs] == ["uploads=1", "uploads=8"]
+
+
 # Users and arrivals.
 
 
@@ -454,6 +489,48 @@ def test_a_file_that_cannot_be_read_is_refused_with_the_reason(tmp_path: Path) -
     latin.write_bytes('experiment = "größer"'.encode("latin-1"))
     with pytest.raises(UsageRefusal, match=r"latin\.toml is not written in UTF-8"):
         named(str(latin), WORKLOADS, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("runs = " + "[" * 1000 + "]" * 1000, "is nested too deep"),
+        ("runs = " + "[" * 300 + "]" * 300, r"--runs: The ladder \[\[\["),
+        ("runs" + ".a" * 300 + " = 1", "--runs: The ladder {'a'"),
+        ("runs" + ".a" * 1000 + " = 1", "is nested too deep"),
+        ("a" * 50_000 + " = 1", "There is no option --aaa"),
+        ("seed = '" + "a" * 50_000 + "'", "--seed: 'aaa"),
+        ("a = {a.a = 1, " + "a" * 5000 + " = 1, " + "a" * 5000 + " = 1}", "is not valid TOML"),
+        ("a" + ".a" * 30_000 + " = 1", "has a line with more than 1,000 dots"),
+        ("seed = 1" + "\n" * 64_000, "is longer than 64kB"),
+    ],
+    ids=[
+        "deep",
+        "less deep",
+        "deep keys",
+        "deeper keys",
+        "a long name",
+        "a long value",
+        "a long name twice",
+        "dots",
+        "a long file",
+    ],
+)
+def test_a_hostile_file_is_refused_in_a_short_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text, "utf-8")
+    with pytest.raises(UsageRefusal, match=sentence) as refusal:
+        named(str(path), WORKLOADS, [])
+    assert len(str(refusal.value)) < 2000
+
+
+def test_a_plan_is_a_regular_file(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe.toml", tmp_path / "link.toml"
+    os.mkfifo(pipe)
+    link.symlink_to("/dev/zero")
+    for path in (pipe, link):
+        with pytest.raises(UsageRefusal, match=f"{path.name} is no regular file"):
+            named(str(path), WORKLOADS, [])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hpcstress.estimate import estimate
 from hpcstress.plan import KINDS, Plan, from_toml, shipped
 from hpcstress.record import Outcome
 from hpcstress.result import Result
-from hpcstress.servers import Server
+from hpcstress.servers import Deployment
 from hpcstress.workloads import MODULES, check
 from tests.jobs import play, requests
 
@@ -80,7 +80,9 @@ def test_every_workload_has_defaults_of_its_own() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PLANS)
-def test_a_plan_plays_on_a_real_server_and_nothing_is_lost(name: str, mlflow_server: Server, tmp_path: Path) -> None:
+def test_a_plan_plays_on_a_real_server_and_nothing_is_lost(
+    name: str, mlflow_server: Deployment, tmp_path: Path
+) -> None:
     plan = small(from_toml(PLANS[name]))
     assert play(tmp_path / "job", plan, mlflow_server.environment) == 0
     with Result(tmp_path / "job" / "result.h5") as result:

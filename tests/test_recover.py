@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,20 +24,27 @@ BEGAN = 1.7e9
 MS = 1_000_000
 
 
-def play(folder: RunFolder, ranks: list[int], *, whole: bool = True) -> None:
+def play(
+    folder: RunFolder,
+    ranks: list[int],
+    *,
+    whole: bool = True,
+    plan: Plan = PLAN,
+    operations: tuple[Operation, ...] = (Operation.create_run, Operation.finish_run),
+) -> None:
     """Leave what a job with a null client leaves that is stopped before its end: each run has two requests."""
     folder.create(0)
-    folder.plan.write_text(PLAN.to_toml(), "utf-8")
+    folder.plan.write_text(plan.to_toml(), "utf-8")
     folder.note("job", facts=FACTS)
-    for step in steps(PLAN):
+    for step in steps(plan):
         folder.note("step", number=step.number, repeat=step.repeat, size=step.size, began=BEGAN + step.number)
     for rank in ranks:
         header = {"ranks": RANKS, "host": f"node-{rank}", "pid": 100 + rank, "offset_ns": rank, "error_ns": 5}
         journal = Journal(folder.journal(rank), rank, {**header, "import_seconds": 0.5})
-        for step in (warmup(PLAN), *steps(PLAN)):
+        for step in (warmup(plan), *steps(plan)):
             journal.begin(step.number, 0)
             for run in owned(step.size, rank, RANKS):
-                for seq, operation in enumerate((Operation.create_run, Operation.finish_run)):
+                for seq, operation in enumerate(operations):
                     end = (run + 1) * 10 * MS + seq
                     journal.append(0, seq, end, 1, 2, run, seq, 200, 1, Outcome.ok, operation)
         if whole:
@@ -87,6 +95,17 @@ def test_the_result_explains_itself_as_any_other(folder: RunFolder) -> None:
             (rank, f"node-{rank}".encode(), 100 + rank, rank, True) for rank in range(RANKS)
         ]
         assert len(result.table("health")) == 0
+
+
+@pytest.mark.parametrize(("workload", "finished"), [("create-run", [3, 8]), ("parallel-runs", [0, 0])])
+def test_runs_that_nobody_finishes_are_at_their_end_when_they_are_created(
+    folder: RunFolder, workload: str, finished: list[int]
+) -> None:
+    plan = replace(PLAN, workload=workload)
+    play(folder, [0, 1, 2], whole=False, plan=plan, operations=(Operation.create_run,))
+    recover(folder)
+    with Result(folder.result) as result:
+        assert result.table("steps")["runs_finished"].tolist() == finished
 
 
 def test_ranks_that_did_not_come_to_their_end_are_named(folder: RunFolder) -> None:

@@ -116,6 +116,16 @@ def test_every_table_comes_back_equal(tmp_path: Path) -> None:
             assert np.array_equal(result.table(name), rows)
 
 
+def test_a_long_table_comes_back_equal_and_is_packed(tmp_path: Path) -> None:
+    rows = np.zeros(100_000, TABLES["server"])
+    rows["time"] = np.arange(len(rows)) // 10
+    rows["part"], rows["command"], rows["rss"] = b"database", b"postgres", 10**8
+    path = write(tmp_path / "result.h5", made_rows(1), made_tables() | {"server": rows})
+    assert path.stat().st_size < rows.nbytes / 20
+    with Result(path) as result:
+        assert np.array_equal(result.table("server"), rows)
+
+
 def test_a_table_that_nobody_filled_is_empty(tmp_path: Path) -> None:
     with Result(write(tmp_path / "result.h5", made_rows(1), {})) as result:
         for name, dtype in TABLES.items():
@@ -376,17 +386,31 @@ def test_damage_is_never_read_as_data_and_never_more_than_a_refusal(whole: bytes
 
 def test_of_a_result_from_before_a_column_the_column_is_empty(tmp_path: Path) -> None:
     path = write(tmp_path / "result.h5", made_rows(3))
-    later = {"steps": ["runs_begun", "variation"], "health": ["dropped"]}
+    later = {
+        "steps": {"runs_begun": 0, "variation": b""},
+        "health": {"dropped": 0},
+        # What was not counted is not known, where 0 would be a number.
+        "server": {"pid": 0, "command": b"", "threads": -1, "files": -1, "connections": -1},
+    }
     with h5py.File(path, "a") as file:
-        for table, names in later.items():
-            for name in names:
+        for table, columns in later.items():
+            for name in columns:
                 del file[f"{table}/{name}"]
     with Result(path) as result:
-        for table, names in later.items():
+        for table, columns in later.items():
             rows, made = result.table(table), made_tables()[table]
             for name in rows.dtype.names:
-                expected = np.zeros_like(made[name]) if name in names else made[name]
-                assert rows[name].tolist() == expected.tolist()
+                expected = [columns[name]] * len(made) if name in columns else made[name].tolist()
+                assert rows[name].tolist() == expected
+
+
+def test_of_a_result_from_before_a_table_the_table_is_empty(tmp_path: Path) -> None:
+    path = write(tmp_path / "result.h5", made_rows(3))
+    with h5py.File(path, "a") as file:
+        del file["prometheus"]
+    with Result(path) as result:
+        assert len(result.table("prometheus")) == 0
+        assert result.table("prometheus").dtype == TABLES["prometheus"]
 
 
 # A slice of one column.

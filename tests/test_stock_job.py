@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from hpcstress.audit import audit_result
+from hpcstress.clients.stock import refusing
 from hpcstress.errors import INCOMPLETE, OK, Refusal, UsageRefusal
 from hpcstress.plan import Plan
 from hpcstress.progress import Beat
@@ -19,7 +20,7 @@ from hpcstress.ranks import World
 from hpcstress.record import Operation, Outcome
 from hpcstress.result import Result
 from hpcstress.schedule import Step
-from hpcstress.servers import Server
+from hpcstress.servers import Deployment
 from tests.fake_mlflow import Faults, serving
 from tests.jobs import REQUESTS, SMALL, Heard, play, requests
 
@@ -139,6 +140,23 @@ def test_a_workload_that_shares_a_run_needs_a_server(tmp_path: Path) -> None:
         play(tmp_path / "job", plan, {})
 
 
+def test_traces_need_a_server(tmp_path: Path) -> None:
+    plan = replace(STOCK, workload="traces", uri="sqlite:///x.db")
+    with pytest.raises(Refusal, match=r"^The spans of traces go to a server, which a store does not have: give its"):
+        play(tmp_path / "job", plan, {})
+    assert not (tmp_path / "job").exists()
+
+
+@pytest.mark.parametrize(
+    ("driver", "package"), [("psycopg2", "psycopg2-binary"), ("psycopg", r"psycopg\[binary\]"), ("other", None)]
+)
+def test_a_driver_that_is_missing_is_named_with_what_to_install(driver: str, package: str | None) -> None:
+    advice = f": install it with `pip install '{package}'`\\." if package else ""
+    sentence = f"^MLflow's client cannot work with x: No module named '{driver}'{advice}$"
+    with pytest.raises(Refusal, match=sentence), refusing("x"):
+        raise ModuleNotFoundError(f"No module named '{driver}'", name=driver)
+
+
 def test_a_store_that_cannot_be_opened_is_one_sentence(tmp_path: Path) -> None:
     plan = replace(STOCK, uri="sqlite:////proc/there/is/no/folder/x.db")
     with pytest.raises(Refusal, match=r"^MLflow's client cannot work with sqlite:////proc/there/.*/x\.db: "):
@@ -199,7 +217,7 @@ def test_what_a_database_has_lost_is_missing(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.slow
-def test_a_real_server_holds_what_mlflows_client_was_acknowledged(tmp_path: Path, mlflow_server: Server) -> None:
+def test_a_real_server_holds_what_mlflows_client_was_acknowledged(tmp_path: Path, mlflow_server: Deployment) -> None:
     plan = replace(STOCK, params=250, artifacts=2, warmup=2, timeout=60)
     assert play(tmp_path / "job", plan, mlflow_server.environment) == OK
     with Result(tmp_path / "job" / "result.h5") as result:

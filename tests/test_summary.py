@@ -3,12 +3,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcstress.record import RECORD, Operation, Outcome
 from hpcstress.schedule import Step
-from hpcstress.summary import StepSummary
+from hpcstress.summary import Ends, StepSummary
 
 STEP = Step(3, 1, 100)
 MS = 1_000_000
@@ -37,7 +38,7 @@ def summed(parts: list[np.ndarray]) -> dict[str, Any]:
     summary = StepSummary(STEP, 1.5e9)
     for part in parts:
         summary.add(part)
-    row = summary.row()
+    row = summary.row(7)
     assert len(row) == 1
     return dict(zip(row.dtype.names, row[0].tolist(), strict=True))
 
@@ -59,9 +60,7 @@ def test_the_row_counts_attempts_and_says_when_ranks_were_done(
     done = {rank: max(end for other, _, end, _, _ in told if other == rank) for rank, *_ in told}
     assert row["attempts"] == len(told)
     assert row["failed"] == sum(outcome is not Outcome.ok for *_, outcome, _ in told)
-    assert row["runs_finished"] == sum(
-        (outcome, operation) == (Outcome.ok, Operation.finish_run) for *_, outcome, operation in told
-    )
+    assert row["runs_finished"] == 7
     assert row["first_start"] == min(start for _, start, *_ in told)
     assert row["first_done"] == min(done.values())
     assert row["last_done"] == max(done.values())
@@ -83,7 +82,7 @@ def test_what_happened_last_is_last_in_whichever_part_it_comes() -> None:
 def test_where_nothing_happened_instants_are_minus_one() -> None:
     row = summed([rows([])])
     assert (row["first_start"], row["first_done"], row["last_done"]) == (-1, -1, -1)
-    assert (row["attempts"], row["failed"], row["runs_finished"]) == (0, 0, 0)
+    assert (row["attempts"], row["failed"], row["runs_finished"]) == (0, 0, 7)
 
 
 def test_the_row_names_its_step() -> None:
@@ -100,5 +99,44 @@ def test_a_run_has_begun_when_it_has_sent_its_first_request(told: list[tuple[int
 
 
 def test_the_row_says_what_a_sweep_gave_the_step() -> None:
-    row = StepSummary(Step(3, 1, 100, "params=5 tags=0"), 1.5e9).row()
+    row = StepSummary(Step(3, 1, 100, "params=5 tags=0"), 1.5e9).row(0)
     assert row["variation"].tolist() == [b"params=5 tags=0"]
+
+
+CONNECT, CREATE, LOG, FINISH = Operation.connect, Operation.create_run, Operation.log_params, Operation.finish_run
+OK, BAD = Outcome.ok, Outcome.server_error
+
+
+@pytest.mark.parametrize(
+    ("told", "closed", "left_open"),
+    [
+        ([(CREATE, OK), (LOG, OK), (FINISH, OK)], 1, 1),
+        ([(CREATE, OK), (LOG, OK)], 0, 1),
+        ([(CREATE, OK), (FINISH, OK), (CREATE, OK), (LOG, OK)], 0, 1),
+        ([(CREATE, OK), (FINISH, BAD), (FINISH, OK)], 1, 1),
+        ([(CREATE, OK), (FINISH, BAD)], 0, 0),
+        ([(CREATE, BAD)], 0, 0),
+        ([(CONNECT, OK)], 0, 0),
+        ([(Operation.search_runs, OK)], 1, 1),
+        ([(Operation.list_workspaces, Outcome.not_supported)], 1, 1),
+        ([(Operation.search_runs, Outcome.not_supported)], 0, 0),
+    ],
+)
+def test_a_run_is_at_its_end_when_it_went_well_and_finished_what_it_created(
+    told: list[tuple[Operation, Outcome]], closed: int, left_open: int
+) -> None:
+    made = rows([(0, 0, 0, outcome, operation) for operation, outcome in told])
+    for expected, may in ((closed, False), (left_open, True)):
+        ends = Ends(left_open=may)
+        # In pieces, beside a run that is at its end, and calls, which are no attempts.
+        other = rows([(0, 0, 0, OK, CREATE), (0, 0, 0, OK, FINISH)])
+        other["run"] = 70_000
+        call = rows([(0, 0, 0, BAD, LOG)])
+        call["attempt"] = 0
+        for piece in (other, *np.split(made, len(made)), call):
+            ends.add(piece)
+        assert ends.count() == 1 + expected
+
+
+def test_where_there_are_no_rows_no_run_is_at_its_end() -> None:
+    assert Ends(left_open=True).count() == 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
@@ -13,7 +14,7 @@ from hpcstress.content import Content
 from hpcstress.errors import UsageRefusal
 from hpcstress.plan import Plan
 from hpcstress.record import Operation, Outcome
-from hpcstress.workloads import MODULES, check, describe, load, shares_a_run
+from hpcstress.workloads import MODULES, check, describe, leaves_runs_open, load, shares_a_run
 
 
 class Recorder(Client):
@@ -154,6 +155,12 @@ def test_a_user_that_only_creates_runs_has_a_run_for_each_iteration() -> None:
 
 
 # What a workload module says of itself.
+
+
+@pytest.mark.parametrize("workload", MODULES)
+def test_a_workload_that_leaves_runs_open_says_so(workload: str) -> None:
+    done = Counter(operations(Plan(workload=workload, users=(10,), prefill_runs=1, prefill_experiments=1), turns=2))
+    assert (done["create_run"] > done["finish_run"]) is leaves_runs_open(workload)
 
 
 def test_a_workload_may_refuse_a_plan_and_say_that_all_write_to_one_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,10 @@
-"""What happened when: runs in flight, answers, failures, and what the server used."""
+"""What happened when: runs in flight, answers, failures."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import cycle
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,11 +15,11 @@ from analysis import units
 from analysis.figures import style
 from analysis.figures.parts import draw_legend, groups_of, new_figure
 from analysis.percentiles import Values
-from analysis.timeline import Span, Timeline, Usage
+from analysis.timeline import Span, Timeline
 
 
 def timeline(line: Timeline) -> Figure:
-    """Draw the steps of a job side by side: runs in flight, answers, failures by cause, and what the server used.
+    """Draw the steps of a job side by side: runs in flight, answers, and failures by cause.
 
     Within a step time runs evenly; a short step is drawn wider than its share, and pauses are left out.
     """
@@ -40,13 +39,6 @@ def timeline(line: Timeline) -> Figure:
         panels.append(
             (1.2, "Failed attempts since the step began", lambda axes: _draw_failed(axes, line.spans, places, causes))
         )
-    if line.server and line.spans:
-        panels.append(
-            (0.9, "Server's CPU (cores)", lambda axes: _draw_usage(axes, line, places, lambda use: use.cores))
-        )
-        panels.append(
-            (0.9, "Server's memory (GB)", lambda axes: _draw_usage(axes, line, places, lambda use: use.memory / 1e9))
-        )
     heights = [height for height, _, _ in panels]
     figure = new_figure(10.2, 0.9 + 1.35 * sum(heights))
     grid = figure.subplots(len(panels), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
@@ -56,14 +48,13 @@ def timeline(line: Timeline) -> Figure:
         for low, high in places:
             axes.axvspan(low, high, color="#f3f4f6", linewidth=0, zorder=0)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: style.amount(value)))
-        whole = not title.startswith("Server")
-        axes.yaxis.set_major_locator(MaxNLocator(4 if whole else 3, integer=whole))
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         draw(axes)
-        axes.set_ylim(0, max(axes.get_ylim()[1], 1.0 if whole else 0.0))
+        axes.set_ylim(0, max(axes.get_ylim()[1], 1.0))
     grid[0].set_xlim(-0.003, 1.003)
     if line.spans:
         _write_times(grid[-1], line.spans, places)
-        _name_spans(grid[0], line.spans, places)
+        name_spans(grid[0], line.spans, places)
         grid[-1].set_xlabel(f"time since each step began (at the top: {line.names})")
     else:
         for axes in grid:
@@ -83,7 +74,7 @@ def _places(spans: Sequence[Span]) -> list[tuple[float, float]]:
     return [(float(begin), float(begin + width)) for begin, width in zip(begins, widths, strict=True)]
 
 
-def _edges(span: Span, place: tuple[float, float]) -> Values:
+def edges_of(span: Span, place: tuple[float, float]) -> Values:
     """Return the edges of a step's slices where it is drawn; the last slice ends with the step."""
     times = np.append(np.arange(len(span.in_flight)) * span.width, span.end - span.begin)
     low, high = place
@@ -92,14 +83,14 @@ def _edges(span: Span, place: tuple[float, float]) -> Values:
 
 def _draw_in_flight(axes: Axes, spans: Sequence[Span], places: Sequence[tuple[float, float]]) -> None:
     for span, place in zip(spans, places, strict=True):
-        edges = _edges(span, place)
+        edges = edges_of(span, place)
         axes.stairs(span.in_flight, edges, fill=True, color=style.SKY, alpha=0.45)
         axes.stairs(span.in_flight, edges, color=style.BLUE, linewidth=1.2)
 
 
 def _draw_answers(axes: Axes, spans: Sequence[Span], places: Sequence[tuple[float, float]]) -> None:
     for span, place in zip(spans, places, strict=True):
-        axes.stairs(span.answers, _edges(span, place), fill=True, color=style.BLUE)
+        axes.stairs(span.answers, edges_of(span, place), fill=True, color=style.BLUE)
 
 
 def _draw_failed(
@@ -111,30 +102,13 @@ def _draw_failed(
         for group in groups:
             for cause in group.causes & span.failures.keys():
                 top = base + np.cumsum(span.failures[cause])
-                axes.stairs(top, _edges(span, place), baseline=base, fill=True, color=group.colour)
+                axes.stairs(top, edges_of(span, place), baseline=base, fill=True, color=group.colour)
                 base = top
         if base[-1]:
             total = f"{base[-1]:,.0f}"
             axes.annotate(total, (place[1], base[-1]), (0, 2), textcoords="offset points", ha="right", fontsize=8.5)
     axes.margins(y=0.15)
     draw_legend(axes, groups)
-
-
-def _draw_usage(
-    axes: Axes, line: Timeline, places: Sequence[tuple[float, float]], values: Callable[[Usage], Values]
-) -> None:
-    knots = [time for span in line.spans for time in (span.begin, span.end)]
-    drawn_at = [edge for place in places for edge in place]
-    labels = []
-    for usage, colour in zip(line.server, cycle((style.BLUE, style.ORANGE, style.GREEN, style.PURPLE)), strict=False):
-        inside = (usage.time >= knots[0] - 1) & (usage.time <= knots[-1] + 1)
-        heights = values(usage)[inside]
-        axes.plot(np.interp(usage.time[inside], knots, drawn_at), heights, color=colour, linewidth=1.3)
-        known = heights[np.isfinite(heights)]
-        if len(known):
-            labels.append((float(known[-1]), style.text(usage.part), colour))
-    axes.set_ylim(bottom=0)
-    style.label_right(axes, labels, gap=0.17)
 
 
 def _write_times(axes: Axes, spans: Sequence[Span], places: Sequence[tuple[float, float]]) -> None:
@@ -153,7 +127,8 @@ def _write_times(axes: Axes, spans: Sequence[Span], places: Sequence[tuple[float
     axes.set_xticks(list(ticks), list(ticks.values()))
 
 
-def _name_spans(axes: Axes, spans: Sequence[Span], places: Sequence[tuple[float, float]]) -> None:
+def name_spans(axes: Axes, spans: Sequence[Span], places: Sequence[tuple[float, float]]) -> None:
+    """Write the name of each step above where it is drawn, if there is room; the axes reach from 0 to 1."""
     free = -math.inf
     for span, (low, high) in zip(spans, places, strict=True):
         words = style.text(span.name)

@@ -15,6 +15,7 @@ from analysis.figures import style
 from analysis.figures.parts import new_figure
 from analysis.published.operations import Case
 from analysis.units import seconds
+from hpcstress.quantity import count
 
 Cases = Sequence[Case]
 
@@ -22,7 +23,7 @@ Cases = Sequence[Case]
 def durations(cases: Cases) -> Figure:
     """Draw how long a request of each case took on every server: the mean as a bar, the median and the p99 on it."""
     figure, axes = _clusters(cases, "How long a request takes", lambda case: case.mean)
-    for case, place, width in _placed(cases):
+    for case, place, width in _placed(cases, _servers(cases)):
         _draw_marks(axes, case, place, width)
     axes.set_ylim(0, 1.12 * max(max(case.mean, case.p99) for case in cases))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: seconds(value) if value else "0"))
@@ -36,7 +37,7 @@ def iterations(cases: Cases) -> Figure:
     same = len(lengths) == 1
     title = f"Iterations done well in {max(lengths):g} seconds" if same else "Iterations done well per second"
     figure, axes = _clusters(cases, title, lambda case: case.per_second * (case.seconds if same else 1))
-    for case, place, _ in _placed(cases):
+    for case, place, _ in _placed(cases, _servers(cases)):
         value = case.per_second * (case.seconds if same else 1)
         words = f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
         _write(axes, place, value, words, style.GREY)
@@ -69,12 +70,12 @@ def panel(cases: Cases, operations: Sequence[str]) -> Figure:
         mine = [case for case in cases if case.operation == name]
         axes.set_title("\n".join(map(style.text, mine[0].name.splitlines())), fontsize=9.5)
         axes.grid(visible=False, axis="x")
-        for case in mine:
-            place = servers.index(case.server)
-            axes.bar(place, case.mean, 0.7, color=_colour(cases, case.server))
-            _draw_marks(axes, case, place, 0.7)
-        axes.set_xlim(-0.6, len(servers) - 0.4)
-        axes.set_xticks([])
+        for case, place, width in _placed(mine, servers):
+            axes.bar(place, case.mean, 0.9 * width, color=_colour(cases, case.server))
+            _draw_marks(axes, case, place, width)
+        users = list(dict.fromkeys(case.users for case in mine))
+        axes.set_xlim(-0.6, len(users) - 0.4)
+        axes.set_xticks(range(len(users)), [count(size, "user") if size else "" for size in users])
         axes.set_ylim(0, 1.15 * max(max(case.mean, case.p99) for case in mine))
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: seconds(value) if value else "0"))
@@ -92,7 +93,7 @@ def _servers(cases: Cases) -> list[str]:
 
 
 def _names(cases: Cases) -> list[str]:
-    return list(dict.fromkeys(case.name for case in cases))
+    return list(dict.fromkeys(case.label for case in cases))
 
 
 def _colour(cases: Cases, server: str) -> str:
@@ -100,12 +101,12 @@ def _colour(cases: Cases, server: str) -> str:
     return style.lines(len(servers))[servers.index(server)].colour
 
 
-def _placed(cases: Cases) -> list[tuple[Case, float, float]]:
-    """Return where the bar of each case stands, and how wide it is: one cluster for each name."""
-    names, servers = _names(cases), _servers(cases)
+def _placed(cases: Cases, servers: Sequence[str]) -> list[tuple[Case, float, float]]:
+    """Return where the bar of each case stands, and how wide it is: one cluster for each name and number of users."""
+    names = _names(cases)
     width = 0.8 / len(servers)
     return [
-        (case, names.index(case.name) + (servers.index(case.server) - (len(servers) - 1) / 2) * width, width)
+        (case, names.index(case.label) + (servers.index(case.server) - (len(servers) - 1) / 2) * width, width)
         for case in cases
     ]
 
@@ -115,7 +116,7 @@ def _clusters(cases: Cases, title: str, value: Callable[[Case], float]) -> tuple
     axes = figure.subplots()
     axes.set_title(title)
     axes.grid(visible=False, axis="x")
-    for case, place, width in _placed(cases):
+    for case, place, width in _placed(cases, _servers(cases)):
         axes.bar(place, value(case), 0.92 * width, color=_colour(cases, case.server))
     names = _names(cases)
     slanted = len(names) > 6

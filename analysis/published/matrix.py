@@ -21,7 +21,7 @@ from analysis.frame import OPERATIONS, Frame
 from analysis.percentiles import Sample, merge
 from analysis.statistics import Statistics
 from analysis.tables import Row, write_csv
-from analysis.timeline import usage
+from analysis.usage import usage
 from hpcstress.plan import Rung
 from hpcstress.record import Operation
 
@@ -142,8 +142,23 @@ def _merge(cells: list[Cell]) -> Cell:
         failed={name: failed[name] for name in operations},
         per_second=sum(cell.per_second * cell.seconds for cell in cells) / seconds,
         passed_per_second={name: in_time[name] / seconds for name in operations},
-        used=cells[-1].used,
+        used=_merge_use(cells),
     )
+
+
+def _merge_use(cells: list[Cell]) -> dict[str, Use]:
+    """Return what each part used in all cells that tell of it, the longer ones weighing more."""
+    merged_use = {}
+    for part in dict.fromkeys(name for cell in cells for name in cell.used):
+        found = [(cell.used[part], cell.seconds) for cell in cells if part in cell.used]
+        uses, seconds = zip(*found, strict=True)
+        merged_use[part] = Use(
+            cpu_average=float(np.average([used.cpu_average for used in uses], weights=seconds)),
+            cpu_largest=max(used.cpu_largest for used in uses),
+            memory_average=float(np.average([used.memory_average for used in uses], weights=seconds)),
+            memory_largest=max(used.memory_largest for used in uses),
+        )
+    return merged_use
 
 
 def _server_use(frame: Frame, statistics: Statistics, rung: Rung) -> dict[str, Use]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from analysis.frame import OPERATIONS, Frame
+from analysis.frame import OPERATIONS, Planned
 from analysis.statistics import Statistics
 from hpcstress.plan import Rung
+from hpcstress.quantity import count
 
 GO_WORKLOADS = ("log-batch", "create-run", "search-runs", "search-experiments")
 FAST_WORKLOADS = ("logging", "retrieval")
@@ -50,11 +51,13 @@ _TRUE_SIZES = {
 class Case:
     """Hold what one operation took on one server, in seconds, and how often it was done.
 
-    `seconds` is how long there was load, and `per_second` how many good answers came in each of them.
+    `users` is 0 where all steps of the result have the same number of them. `seconds` is how long there was load, and
+    `per_second` how many good answers came in each of them.
     """
 
     server: str
     name: str
+    users: int
     operation: str
     mean: float
     p50: float
@@ -64,9 +67,14 @@ class Case:
     seconds: float
     per_second: float
 
+    @property
+    def label(self) -> str:
+        """Return the name, and in a line of its own how many users there were, if that tells cases apart."""
+        return f"{self.name}\n{count(self.users, 'user')}" if self.users else self.name
 
-def cases_of(frame: Frame, statistics: Statistics, server: str) -> list[Case]:
-    """Return the cases of a result of one of the workloads: mlflow-go's iterations, or all of FastTrackML's."""
+
+def cases_of(frame: Planned, statistics: Statistics, server: str) -> list[Case]:
+    """Return the cases of a result: of one of mlflow-go's workloads its iterations, of any other all operations."""
     workload = str(frame.plan["workload"])
     cases = []
     for row in statistics.operations:
@@ -76,7 +84,8 @@ def cases_of(frame: Frame, statistics: Statistics, server: str) -> list[Case]:
         cases.append(
             Case(
                 server=server,
-                name=_name(frame, row.rung, workload, row.operation) + (f"\n{row.size:,} users" if several else ""),
+                name=_name(frame, row.rung, workload, row.operation),
+                users=row.size if several else 0,
                 operation=row.operation,
                 mean=row.mean,
                 p50=row.service.p50.value,
@@ -87,10 +96,12 @@ def cases_of(frame: Frame, statistics: Statistics, server: str) -> list[Case]:
                 per_second=row.answers_per_second,
             )
         )
-    return sorted(cases, key=lambda case: (_place(case.operation), case.name)) if workload not in _GO else cases
+    return sorted(cases, key=lambda case: (_place(case.operation), case.users)) if workload not in _GO else cases
 
 
-def _name(frame: Frame, rung: Rung, workload: str, operation: str) -> str:
+def _name(frame: Planned, rung: Rung, workload: str, operation: str) -> str:
+    if workload not in _GO and workload not in FAST_WORKLOADS:
+        return operation.replace("_", " ")
     if workload not in _GO:
         name = {**PANEL, **_NEVER_SHOWN}.get(operation, operation.replace("_", " "))
         return f"{name}\n({_TRUE_SIZES[operation]})" if operation in _TRUE_SIZES else name

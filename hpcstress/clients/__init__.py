@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from hpcstress.clients.answer import Failed
 from hpcstress.content import Artifact, Batch, Metric
-from hpcstress.record import OPTIONAL, Operation, Outcome
+from hpcstress.record import LEFT_TO_CLIENTS, OPTIONAL, Operation, Outcome
 from hpcstress.training import Training
 
 # The stock client's own limits: it splits what is larger.
@@ -60,9 +60,13 @@ class Search(NamedTuple):
 
 @dataclass
 class Lacking:
-    """Remember which optional operations the server has not, so that a rank asks for each of them once."""
+    """Remember which optional operations the server has not, so that a rank leaves them out for the rest of a step."""
 
     operations: set[Operation] = field(default_factory=set)
+
+    def ask_again(self) -> None:
+        """Forget what was lacking before: every step has to show it."""
+        self.operations.clear()
 
 
 class Client(ABC):
@@ -147,17 +151,24 @@ class Client(ABC):
 
     async def log_artifact(self, artifact: Artifact) -> None:
         """Upload an artifact; its bytes are made while they are sent."""
+        if Operation.log_artifact in self._lacking.operations:
+            return
         await self._ask_for_run()
-        await self._request(Operation.log_artifact, artifact)
+        await self._stored(Operation.log_artifact, artifact)
 
     async def put_artifact(self, artifact: Artifact) -> None:
         """Upload an artifact as somebody does who speaks REST: without a look at the run before."""
-        await self._request(Operation.log_artifact, artifact)
+        await self._stored(Operation.log_artifact, artifact)
 
     async def log_artifacts(self, artifacts: Sequence[Artifact], at_once: int = 1) -> None:
         """Upload artifacts, so many at once; after one has failed no other begins."""
+        if Operation.log_artifact in self._lacking.operations:
+            return
         await self._ask_for_run()
-        await self._request_each(Operation.log_artifact, artifacts, at_once)
+        try:
+            await self._request_each(Operation.log_artifact, artifacts, at_once)
+        except Failed as failure:
+            self._leave_out(Operation.log_artifact, failure)
 
     async def finish_run(self) -> None:
         """Set the run's status to FINISHED, as `mlflow.end_run` does: it looks at the run first."""
@@ -242,11 +253,11 @@ class Client(ABC):
 
     async def list_artifacts(self) -> Sequence[str]:
         """Return the paths of the run's artifacts."""
-        return await self._request(Operation.list_artifacts, None)
+        return await self._stored(Operation.list_artifacts, None)
 
     async def download_artifact(self, path: str) -> None:
         """Read an artifact of the run and throw it away."""
-        await self._request(Operation.download_artifact, path)
+        await self._stored(Operation.download_artifact, path)
 
     async def ask(self, operation: Operation, payload: Any) -> Sequence[str]:
         """Ask for something that not every server has; return nothing from one that has it not."""
@@ -260,6 +271,23 @@ class Client(ABC):
                 raise
             self._lacking.operations.add(operation)
             return ()
+
+    async def _stored(self, operation: Operation, payload: Any) -> Sequence[str]:
+        """Do something with artifacts; nothing, and return nothing, where the server leaves them to its clients."""
+        assert operation in LEFT_TO_CLIENTS
+        if operation in self._lacking.operations:
+            return ()
+        try:
+            return await self._request(operation, payload)
+        except Failed as failure:
+            self._leave_out(operation, failure)
+            return ()
+
+    def _leave_out(self, operation: Operation, failure: Failed) -> None:
+        """Do without an operation that the server leaves to its clients; raise any other failure again."""
+        if failure.answer.outcome is not Outcome.not_supported or failure.answer.status:
+            raise failure
+        self._lacking.operations.add(operation)
 
     async def _ask_for_run(self) -> None:
         if not self._asked:

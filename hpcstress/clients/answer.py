@@ -52,9 +52,9 @@ _LACKING = (b"ENDPOINT_NOT_FOUND", b"FEATURE_DISABLED", b"running without worksp
 def outcome_of(status: int, body: bytes) -> Outcome:
     """Return the cause that a status and the beginning of a body name.
 
-    MLflow answers 400 when its own connection pool is exhausted, 404 with ENDPOINT_NOT_FOUND (or with a page of HTML)
-    for a route that it does not have, 500 with FEATURE_DISABLED for a workspace header that it does not understand, and
-    503 in plain words when it is asked for its workspaces and has none.
+    MLflow answers 400 when its own connection pool is exhausted, 404 with ENDPOINT_NOT_FOUND (or with a page of HTML,
+    Go servers with `Cannot POST /path`) for a route that it does not have, 500 with FEATURE_DISABLED for a workspace
+    header that it does not understand, and 503 in plain words when it is asked for its workspaces and has none.
     """
     if 200 <= status < 300:
         return Outcome.ok
@@ -62,7 +62,8 @@ def outcome_of(status: int, body: bytes) -> Outcome:
         return Outcome.pool_exhausted
     if any(words in body for words in _LACKING):
         return Outcome.not_supported
-    if status == 404 and body.lstrip()[:1] == b"<":
+    # As Flask says it, and as the Go servers do.
+    if status == 404 and (body.lstrip()[:1] == b"<" or body.startswith(b"Cannot ")):
         return Outcome.not_supported
     if status in _BY_STATUS:
         return _BY_STATUS[status]

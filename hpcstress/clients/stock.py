@@ -43,6 +43,8 @@ T = TypeVar("T")
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _FAREWELL_SECONDS = 2.0
+# Which one a bare postgresql:// asks for depends on the version of SQLAlchemy.
+_DRIVERS = {"psycopg2": "psycopg2-binary", "psycopg": "psycopg[binary]"}
 _SPARE_CONNECTIONS = 16
 
 
@@ -304,7 +306,9 @@ def refusing(uri: str) -> Iterator[None]:
         raise
     except Exception as error:  # noqa: BLE001 (whatever MLflow and its drivers raise: it is told, and ends the job)
         reason = " ".join(str(error).split())[:300]
-        raise Refusal(f"MLflow's client cannot work with {uri}: {reason or type(error).__name__}") from None
+        package = _DRIVERS.get(error.name or "") if isinstance(error, ModuleNotFoundError) else None
+        advice = f": install it with `pip install '{package}'`." if package else ""
+        raise Refusal(f"MLflow's client cannot work with {uri}: {reason or type(error).__name__}{advice}") from None
 
 
 class Lane(threading.Thread):

@@ -1,90 +1,95 @@
-"""Servers that hpcstress starts, watches and stops itself: one recipe each, one guard for all."""
+"""Servers that hpcstress starts, watches and stops itself: parts under guards, put together by name."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from hpcstress.errors import Refusal, UsageRefusal
-from hpcstress.quantity import nearest
-from hpcstress.servers import mlflow
-from hpcstress.servers.server import Recipe, Server
+from hpcstress.servers import fasttrackml, mlflow, mlflow_go, zones
+from hpcstress.servers.deployment import Deployment, Front
+from hpcstress.servers.spec import DEFAULTS, OPTIONS, SERVERS, Spec, read
 
-__all__ = ["NAMES", "Server", "start"]
+__all__ = ["NAMES", "Deployment", "Spec", "read", "start"]
 
-_RECIPES: dict[str, Callable[..., Recipe]] = {"mlflow": mlflow.recipe}
-NAMES: tuple[str, ...] = tuple(_RECIPES)
+# What refuses a server that this machine cannot have, without starting it.
+_LACKS: dict[str, Callable[[], object]] = {
+    "mlflow-sqlite": mlflow.own,
+    **dict.fromkeys(("mlflow-postgres", "local"), mlflow.own_with_postgres),
+    **dict.fromkeys(("single-az", "multi-az"), zones.own_with_s3),
+    "multi-az-nfs": zones.own_with_mount,
+}
 
-_PATIENCE = 180.0
-_FIRST_WORD = 2.0
+NAMES: tuple[str, ...] = tuple(SERVERS)
+
+# How the parts of a server are put together. What an entry needs to be there is refused when it is started.
+_ASSEMBLE: dict[str, Callable[[Spec, Deployment], Front]] = {
+    "mlflow-sqlite": mlflow.assemble,
+    "mlflow-postgres": mlflow.assemble,
+    "fasttrackml-sqlite": fasttrackml.assemble,
+    "fasttrackml-postgres": fasttrackml.assemble,
+    "mlflow-go-sqlite": mlflow_go.assemble,
+    "mlflow-go-postgres": mlflow_go.assemble,
+    **dict.fromkeys(("local", "single-az", "multi-az", "multi-az-nfs"), zones.assemble),
+}
+
+
+def described() -> list[str]:
+    """Return what can be started here: names, parts, options, and what this machine lacks."""
+    wide = max(map(len, SERVERS)) + 2
+    lines = ["Servers:"]
+    for name, named in SERVERS.items():
+        lines.append(f"  {name:{wide}}{named.told}")
+        parts = f"parts: {', '.join(named.parts)}; " if named.parts else ""
+        lines.append(f"  {'':{wide}}{parts}options: {', '.join(named.options) or 'none'}")
+        if lacking := lack(name):
+            lines.append(f"  {'':{wide}}not here: {lacking}")
+    lines.append("Options, behind the name with commas between them, such as mlflow-postgres,workers=2,workspaces:")
+    wide = max(map(len, OPTIONS)) + 2
+    for option, told in OPTIONS.items():
+        usual = told["kind"].text(DEFAULTS[option])
+        lines.append(f"  {option:{wide}}{told['told']} [{usual}]")
+    lines.append(f"  {'@VERSION':{wide}}behind the name, another version of MLflow: mlflow-postgres@2.22.5")
+    return lines
+
+
+def lack(name: str) -> str:
+    """Return why a server cannot be started here, as far as that shows before; empty where nothing does."""
+    look = _LACKS.get(name)
+    try:
+        if look is not None:
+            look()
+    except Refusal as refusal:
+        return str(refusal)
+    return ""
 
 
 def start(
-    name: str,
+    server: Spec | str,
     folder: Path | None = None,
     say: Callable[[str], None] = print,
     check: Callable[[], object] = lambda: None,
     *,
-    workers: int = 4,
-    workspaces: bool = False,
     keep: bool = False,
-) -> Server:
+    host: str = "127.0.0.1",
+    port: int = 0,
+) -> Deployment:
     """Start a server and return it when it is ready.
 
-    `folder` has to be new or empty, because it is removed in the end unless it is to be kept; without one, a new folder
-    for temporary files is taken. With `workspaces` the server has some, where it can. `check` is called while it is
-    waited for, and may refuse. Refuse an unknown name, a server that is not installed, one that does not get ready.
+    `folder` has to be new or empty, because it is removed in the end; if it is to be kept, it may hold what the same
+    server has left there. Without one, a new folder for temporary files is taken. `check` is called while it is waited
+    for, and may refuse. Refuse an unknown name, a server that is not installed, a port that is taken, a server that
+    does not get ready.
     """
-    if name not in _RECIPES:
-        raise UsageRefusal(f"There is no server {name!r} that hpcstress can start. {nearest(name, NAMES)}")
-    recipe = _RECIPES[name](workers, workspaces=True) if workspaces else _RECIPES[name](workers)
-    place = _private(name, folder)
+    spec = read(server) if isinstance(server, str) else server
+    if spec.name not in _ASSEMBLE:
+        raise UsageRefusal(
+            f"{spec.name} is not started from here: hpcstress serve {spec} --write FOLDER writes its manifests."
+        )
+    site = Deployment(spec.name, folder, say, check, keep=keep, host=host, port=port)
     try:
-        server = Server(name, recipe, place, keep)
+        site.front = _ASSEMBLE[spec.name](spec, site)
     except BaseException:
-        shutil.rmtree(place, ignore_errors=True)
+        site.stop()
         raise
-    try:
-        _wait(server, say, check)
-    except BaseException:
-        server.stop()
-        raise
-    return server
-
-
-def _private(name: str, folder: Path | None) -> Path:
-    try:
-        if folder is None:
-            return Path(tempfile.mkdtemp(prefix=f"hpcstress-{name}-")).resolve()
-        folder.mkdir(mode=0o700, exist_ok=True)
-        if any(folder.iterdir()):
-            raise Refusal(f"The folder {folder} is not empty: give the server {name} a new one, which it may remove.")
-        folder.chmod(0o700)
-    except OSError as error:
-        raise Refusal(
-            f"There is no place for the server {name} ({error}): "
-            "give it a folder where you can write; without one, it is made in TMPDIR."
-        ) from None
-    return folder.resolve()
-
-
-def _wait(server: Server, say: Callable[[str], None], check: Callable[[], object]) -> None:
-    began, next_word = time.monotonic(), _FIRST_WORD
-    while not server.ready():
-        check()
-        waited = time.monotonic() - began
-        if obituary := server.obituary():
-            raise Refusal(f"{obituary}\nMend what they say, or give the address of a running server with --uri.")
-        if waited > _PATIENCE:
-            raise Refusal(
-                f"The server {server.name} was not ready after {_PATIENCE:.0f} s. Its last lines:\n"
-                f"{server.last_lines()}\n"
-                "Try again when the machine is less busy, or give the address of a running server with --uri."
-            )
-        if waited > next_word:
-            say(f"The server {server.name} is starting, {waited:.0f} s so far; 10 to 60 s are usual.")
-            next_word = waited + 20
-        time.sleep(0.1)
+    return site

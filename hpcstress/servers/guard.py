@@ -1,19 +1,22 @@
-"""The guard of one server: start it, sample it every second, end all of it when hpcstress ends, however that happens.
+"""The guard of one part of a server: start it, sample it every second, end all of it when hpcstress ends, however.
 
-    python guard.py PARENT FOLDER keep|remove COMMAND...
+    python guard.py ORDERS
 
 It is a process and a session of its own, so that no signal to hpcstress reaches it, and holds the reading end of a pipe
-that hpcstress keeps open: the end of that pipe is the end of hpcstress, by `stop` or by SIGKILL. In FOLDER it writes
-`samples` (a line per second: time, processes, CPU seconds, resident bytes) and, if the server ends by itself, `ended`
-(how). It is run by its path and imports nothing of hpcstress: it starts fast and works from every working directory.
+that hpcstress keeps open: the end of that pipe is the end of hpcstress, by `stop` or by SIGKILL. ORDERS is JSON: the
+fields of `Orders`. In the folder it writes `samples` (a line per second, see `census.py`) and, if the part ends by
+itself, `ended` (how). It is run by its path and imports nothing of hpcstress: it starts fast and works from every
+working directory.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
-import resource
+import pwd
+import runpy
 import select
 import shutil
 import signal
@@ -21,7 +24,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -30,23 +35,24 @@ _GRACE = 5.0
 _PERIOD = 1.0
 
 
-def census(least_cpu: float) -> tuple[int, float, int]:
-    """Return number, CPU seconds (at least `least_cpu`) and resident bytes of all processes below this one.
+@dataclass(frozen=True)
+class Orders:
+    """Say what is to be guarded, and how it ends."""
 
-    The seconds of processes that have ended are those their parents, at last this process, have inherited by waiting
-    for them. A process that ends while it is being counted may be missed once: the sum must not fall for that.
-    """
-    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    processes, cpu, rss = 0, ended.ru_utime + ended.ru_stime, 0
-    for process in psutil.Process().children(recursive=True):
-        try:
-            times, memory = process.cpu_times(), process.memory_info()
-        except psutil.NoSuchProcess:
-            continue
-        processes += 1
-        cpu += times.user + times.system + times.children_user + times.children_system
-        rss += memory.rss
-    return processes, max(cpu, least_cpu), rss
+    parent: int
+    """hpcstress: its death is the end."""
+    folder: str
+    keep: bool
+    commands: list[list[str]]
+    """All but the last have to end well before the next one begins; the last one serves."""
+    user: str = ""
+    """Whom the commands become; empty for nobody else."""
+    signal: int = signal.SIGTERM
+    """What asks them to end."""
+    grace: float = _GRACE
+    """How many seconds they get for it before they are killed."""
+    after: tuple[tuple[str, ...], ...] = ()
+    """Commands for when all have ended, such as one that unmounts; how they end is nobody's concern."""
 
 
 def reap() -> dict[int, int]:
@@ -67,12 +73,12 @@ def how_ended(code: int) -> str:
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
-def end_all(look: Callable[[], list[psutil.Process]]) -> int:
+def end_all(look: Callable[[], list[psutil.Process]], ask: int = signal.SIGTERM, grace: float = _GRACE) -> int:
     """Ask every process that is found to end, kill those that have not after a grace; return how many were found."""
     found: set[psutil.Process] = set()
-    for end in (signal.SIGTERM, signal.SIGKILL):
+    for end in (ask, signal.SIGKILL):
         told: set[psutil.Process] = set()
-        deadline = time.monotonic() + _GRACE
+        deadline = time.monotonic() + grace
         # A process may start another one while it is being ended: look again until there is none.
         while (left := {*look(), *filter(_runs, told)}) and time.monotonic() < deadline:
             for process in left - told:
@@ -97,9 +103,9 @@ def below() -> list[psutil.Process]:
     return psutil.Process().children(recursive=True)
 
 
-def watch(parent: int, folder: Path, command: list[str]) -> None:
-    """Run the command in the folder until hpcstress, the process `parent`, ends or closes its end of the pipe."""
-    libc = ctypes.CDLL(None)
+def watch(orders: Orders) -> None:
+    """Run the commands in the folder until hpcstress ends or closes its end of the pipe."""
+    libc, folder = ctypes.CDLL(None), Path(orders.folder)
     # Orphans come to this process instead of to init: so the tree stays whole, whatever daemons and groups it makes.
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
     woken, waker = os.pipe()
@@ -107,47 +113,73 @@ def watch(parent: int, folder: Path, command: list[str]) -> None:
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    server = subprocess.Popen(
-        command,
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        process_group=0,  # a server that signals its own group does not mean the guard
-        # The guard itself may be killed. It has no threads, so it may run code between fork and exec.
-        preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),  # noqa: PLW1509
-    )
-    cpu, due = 0.0, time.monotonic()
+    become: dict[str, Any] = {}
+    if orders.user:
+        account = pwd.getpwnam(orders.user)
+        become = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+
+    def start(command: list[str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            command,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            process_group=0,  # a server that signals its own group does not mean the guard
+            # The guard itself may be killed. It has no threads, so it may run code between fork and exec.
+            preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, orders.signal),  # noqa: PLW1509
+            **become,
+        )
+
+    waiting = list(orders.commands)
+    running: subprocess.Popen[bytes] | None = start(waiting.pop(0))
+    # By its path, like the guard itself.
+    room = runpy.run_path(str(Path(__file__).with_name("census.py")))
+    census, due = room["Census"](os.getpid()), time.monotonic()
     with (folder / "samples").open("ab", buffering=0) as samples:
         # A child that hpcstress forked may hold the pipe open after its death: so look for the death itself, too.
-        while os.getppid() == parent:
+        while os.getppid() == orders.parent:
             if (now := time.monotonic()) >= due:
-                processes, cpu, rss = census(cpu)
+                line = room["written"](census.take(), time.time())
                 # A full disk is the server's to suffer and to report, not a reason to end it.
                 with contextlib.suppress(OSError):
-                    samples.write(f"\n{time.time():.3f} {processes} {cpu:.2f} {rss} .".encode())
+                    samples.write(f"\n{line}".encode())
                 due = now + _PERIOD
             readable, _, _ = select.select([sys.stdin, woken], [], [], due - now)
             if sys.stdin in readable:
                 return
             if woken in readable and {signal.SIGTERM, signal.SIGINT}.intersection(os.read(woken, 64)):
                 return
-            code = reap().get(server.pid)
-            if code is not None:
-                server.returncode = code
-                # What is left of it does not serve anybody. Its log stays for hpcstress to read.
-                end_all(below)
-                (folder / "ended").write_text(how_ended(code))
+            code = reap().get(running.pid) if running is not None else None
+            if running is None or code is None:
+                continue
+            running.returncode = code
+            if waiting and code == 0:
+                running = start(waiting.pop(0))
+                continue
+            at = time.time()
+            # What is left of it does not serve anybody. Its log stays for hpcstress to read.
+            running = None
+            end_all(below, orders.signal, orders.grace)
+            (folder / "ended").write_text(how_ended(code))
+            # The file's time is that of the end, which whoever was left may have outlived.
+            os.utime(folder / "ended", (at, at))
 
 
 def main() -> None:
-    """Guard what the command line names; leave no process and, unless told to keep it, no folder."""
-    parent, place, fate, *command = sys.argv[1:]
-    folder = Path(place)
+    """Guard what the orders name; leave no process and, unless told to keep it, no folder."""
+    orders = Orders(**json.loads(sys.argv[1]))
+    folder = Path(orders.folder)
     try:
-        watch(int(parent), folder, command)
+        watch(orders)
     finally:
-        end_all(below)
-        if fate == "remove":
+        end_all(below, orders.signal, orders.grace)
+        for command in orders.after:
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                subprocess.run(command, stdin=subprocess.DEVNULL, cwd="/", timeout=_GRACE)
+        if not orders.keep:
             shutil.rmtree(folder, ignore_errors=True)
+            # The last part that ends takes the folder of them all with it.
+            with contextlib.suppress(OSError):
+                folder.parent.rmdir()
 
 
 if __name__ == "__main__":

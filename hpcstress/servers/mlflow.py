@@ -1,33 +1,54 @@
-"""How an MLflow tracking server is started: sign-in, SQLite, proxied artifacts; else as MLflow ships."""
+"""How an MLflow tracking server is started: sign-in, a database, proxied artifacts; else as MLflow ships."""
 
 from __future__ import annotations
 
 import http.client
 import os
-import secrets
+import re
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from socket import gethostname
 
-from hpcstress.errors import Refusal
-from hpcstress.servers.port import free_port
-from hpcstress.servers.server import Recipe
+from hpcstress.errors import Refusal, UsageRefusal
+from hpcstress.servers import database
+from hpcstress.servers.database import Database
+from hpcstress.servers.deployment import Deployment, Front
+from hpcstress.servers.environments import Environment, provide
+from hpcstress.servers.part import Recipe
+from hpcstress.servers.port import take
+from hpcstress.servers.spec import Spec
 
-_USER = "admin"
+USER = "admin"
 # Without a cache of its verdicts, MLflow spends 0.2 s of CPU on the password of every request: 4 requests/s per core.
 _CACHE_SECONDS = 60
-_SIGN_IN = f"""\
-[mlflow]
-default_permission = READ
-database_uri = sqlite:///auth.db
-admin_username = {_USER}
-authorization_function = mlflow.server.auth:authenticate_request_basic_auth
-auth_cache_ttl_seconds = {_CACHE_SECONDS}
-"""
 # The connection pool is what breaks first: its settings are the operator's to try.
 _POOL = "MLFLOW_SQLALCHEMYSTORE_"
+_SHIPPED_POOL = 15
+# The stores of runs, of models and of users, each with a pool in each worker; workspaces and jobs have theirs.
+_STORES = 5
+_THREADS = 7
+_ALSO = ("psycopg2-binary==2.9.13", "boto3==1.44.5")
+_ANYWHERE = ("0.0.0.0", "::")  # noqa: S104
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def _installed() -> str:
+@dataclass(frozen=True)
+class Program:
+    """Say which MLflow is run: the Python that has it, and its version."""
+
+    python: str
+    version: str
+
+    @property
+    def release(self) -> tuple[int, ...]:
+        """Return the first two numbers of the version."""
+        return tuple(int(part) for part in re.findall(r"\d+", self.version)[:2])
+
+
+def own() -> Program:
+    """Return the MLflow of this Python; refuse where it is missing or too old."""
     try:
         found = version("mlflow")
         version("Flask-WTF")  # what MLflow's sign-in needs beyond MLflow
@@ -36,74 +57,207 @@ def _installed() -> str:
             f"An MLflow server cannot be started here because {error.name} is not installed: "
             "run `pip install 'hpcstress[server]'`, or give the address of a running server with --uri."
         ) from None
-    if tuple(int(part) for part in found.split(".")[:2]) < (3, 17):
+    program = Program(sys.executable, found)
+    if program.release < (3, 17):
         raise Refusal(
             f"MLflow {found} is too old to be started with a password from here: "
             "run `pip install 'hpcstress[server]'` for a newer one, or give the address of a running server with --uri."
         )
-    return found
+    return program
 
 
-def recipe(workers: int, *, workspaces: bool = False) -> Recipe:
-    """Return how to start MLflow on a free port, with a new password; refuse if it is not installed."""
-    installed = _installed()
-    port = free_port()
-    password, key = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
-    settings = {
+def own_with_postgres() -> Program:
+    """Return the MLflow of this Python; refuse where it cannot talk to PostgreSQL."""
+    try:
+        version("psycopg2-binary")
+    except PackageNotFoundError:
+        raise Refusal(
+            "An MLflow server on PostgreSQL cannot be started here because psycopg2-binary is not installed: "
+            "run `pip install 'hpcstress[server]'`, or take mlflow-sqlite."
+        ) from None
+    return own()
+
+
+def program(spec: Spec, site: Deployment) -> Program:
+    """Return the MLflow that a server is to be: of this Python, or of an environment that is made for its version."""
+    if not spec.version:
+        return own_with_postgres() if spec.name != "mlflow-sqlite" else own()
+    return Program(str(provide(environment(spec.version), site.say, site.check) / "bin" / "python"), spec.version)
+
+
+def environment(version: str) -> Environment:
+    """Return the environment of a version of MLflow."""
+    # What is older does not start with SQLAlchemy 2.1.
+    also = () if Program("", version).release >= (3, 17) else ("sqlalchemy<2.1",)
+    return Environment("mlflow", version, (f"mlflow[auth]=={version}", *also, *_ALSO), 900 * 10**6)
+
+
+def store(spec: Spec, site: Deployment) -> Database:
+    """Return the database that a server is to have, started if it is one of its own."""
+    if not spec.name.endswith("postgres"):
+        return database.sqlite("mlflow.db")
+    return database.postgres(site, connections(spec))
+
+
+def connections(spec: Spec) -> int:
+    """Return how many connections to its database one tracking server may open."""
+    return _STORES * spec.workers * (spec.pool or _SHIPPED_POOL)
+
+
+def assemble(spec: Spec, site: Deployment) -> Front:
+    """Start MLflow and what it needs."""
+    chosen = program(spec, site)
+    return tracking(spec, site, chosen, store(spec, site))
+
+
+def tracking(
+    spec: Spec, site: Deployment, chosen: Program, data: Database, name: str = "tracking", artifacts: str = "artifacts"
+) -> Front:
+    """Start one tracking server and return what its clients see."""
+    port = take(site.port, site.host)
+    site.add(name, recipe(spec, site, chosen, data, port, artifacts))
+    return front(site, port, spec.auth != "none", facts(spec, chosen, data))
+
+
+def front(site: Deployment, port: int, signs_in: bool, told: dict[str, object]) -> Front:
+    """Return what clients see of a tracking server that listens on a port."""
+    uri = f"http://{'127.0.0.1' if site.host in _ANYWHERE else site.host}:{port}"
+    signed = {"MLFLOW_TRACKING_USERNAME": USER, "MLFLOW_TRACKING_PASSWORD": site.secret("admin")}
+    return Front(uri, {"MLFLOW_TRACKING_URI": uri, **(signed if signs_in else {})}, told)
+
+
+def facts(spec: Spec, chosen: Program, data: Database) -> dict[str, object]:
+    """Return what is known of an MLflow, for the result."""
+    return {
+        "name": "mlflow",
+        "server": str(spec),
+        "version": chosen.version,
+        "workers": spec.workers,
+        "cpus": len(os.sched_getaffinity(0)),
+        "settings": {
+            **data.facts,
+            "sign-in": "none" if spec.auth == "none" else "basic-auth",
+            **({} if spec.auth == "none" else {"auth_cache_ttl_seconds": _cache_seconds(spec, chosen)}),
+            **({"workspaces": True} if spec.workspaces else {}),
+            **({"gunicorn": f"gthread, {_THREADS} threads"} if spec.gunicorn else {}),
+            **_settings(spec),
+        },
+    }
+
+
+def _settings(spec: Spec) -> dict[str, str]:
+    """Return the settings of a server that go by environment and are worth knowing."""
+    return {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven more processes, none of which tracking needs
         "MLFLOW_DISABLE_TELEMETRY": "true",
         **{name: value for name, value in os.environ.items() if name.startswith(_POOL)},
+        **({f"{_POOL}POOL_SIZE": str(spec.pool), f"{_POOL}MAX_OVERFLOW": "0"} if spec.pool else {}),
     }
-    environment = {
-        # Nothing that was exported for clients or for another server applies to this one.
-        **{name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "UVICORN_"))},
-        **settings,
-        "DO_NOT_TRACK": "true",
-        "PYTHONWARNINGS": "ignore",
-        "MLFLOW_AUTH_CONFIG_PATH": "auth.ini",
-        "MLFLOW_AUTH_ADMIN_PASSWORD": password,
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": key,
-    }
-    uri = f"http://127.0.0.1:{port}"
+
+
+def _cache_seconds(spec: Spec, chosen: Program) -> int:
+    return _CACHE_SECONDS if spec.auth == "basic" and chosen.release >= (3, 17) else 0
+
+
+def recipe(
+    spec: Spec,
+    site: Deployment,
+    chosen: Program,
+    data: Database,
+    port: int,
+    artifacts: str = "artifacts",
+    *,
+    behind: int = 0,
+    keys: Mapping[str, str] | None = None,
+) -> Recipe:
+    """Return how to start one tracking server of a deployment on a port.
+
+    One that is `behind` a balancer is asked for by its port and listens for nobody else. `keys` are those of the store
+    of artifacts.
+    """
+    if spec.workspaces and chosen.release < (3, 10):
+        raise UsageRefusal(f"MLflow {chosen.version} has no workspaces: leave the option out, or take a newer version.")
+    address = f"postgresql+psycopg2://{data.place}" if data.environment else f"sqlite://{data.place}"
+    signs_in = spec.auth != "none"
+    password, key = site.secret("admin"), site.secret("key")
+    secret = [value for name, value in (keys or {}).items() if "KEY" in name]
     return Recipe(
         command=(
-            *(sys.executable, "-P", "-m", "mlflow", "server", "--app-name", "basic-auth"),
-            *("--host", "127.0.0.1", "--port", str(port), "--workers", str(workers)),
-            *("--backend-store-uri", "sqlite:///mlflow.db", "--artifacts-destination", "artifacts"),
-            *(["--enable-workspaces"] if workspaces else []),
+            *(chosen.python, "-P", "-m", "mlflow", "server", *(["--app-name", "basic-auth"] if signs_in else [])),
+            *("--host", "127.0.0.1" if behind else site.host, "--port", str(port), "--workers", str(spec.workers)),
+            *("--backend-store-uri", address, "--artifacts-destination", artifacts),
+            *(["--enable-workspaces"] if spec.workspaces else []),
+            *(["--gunicorn-opts", f"-k gthread --threads {_THREADS} --timeout 120"] if spec.gunicorn else []),
+            *(["--allowed-hosts", _hosts(site.host, behind or port)] if site.host not in _LOOPBACK else []),
         ),
-        uri=uri,
-        facts={
-            "name": "mlflow",
-            "version": installed,
-            "workers": workers,
-            "cpus": len(os.sched_getaffinity(0)),
-            "settings": {
-                "database": "sqlite",
-                "sign-in": "basic-auth",
-                "auth_cache_ttl_seconds": _CACHE_SECONDS,
-                **({"workspaces": True} if workspaces else {}),
-                **settings,
-            },
-        },
+        before=_users_first(chosen, data) if signs_in and chosen.release < (3, 17) else (),
         # The first worker answers while the others are still starting: wait for all of them.
-        ready=lambda log: log.count("Application startup complete") >= workers and _answers(port),
-        files={"auth.ini": _SIGN_IN},
-        environment=environment,
-        client={
-            "MLFLOW_TRACKING_URI": uri,
-            "MLFLOW_TRACKING_USERNAME": _USER,
-            "MLFLOW_TRACKING_PASSWORD": password,
+        ready=lambda log: _started(log) >= spec.workers and answers(port),
+        files={"auth.ini": _sign_in(spec, chosen, data, password)} if signs_in else {},
+        environment={
+            **clean(os.environ),
+            **_settings(spec),
+            **data.environment,
+            **(keys or {}),
+            "DO_NOT_TRACK": "true",
+            "PYTHONWARNINGS": "ignore",
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": key,
+            **({"MLFLOW_AUTH_CONFIG_PATH": "auth.ini", "MLFLOW_AUTH_ADMIN_PASSWORD": password} if signs_in else {}),
         },
-        secrets=(password, key),
+        secrets=(password, key, *data.secrets, *secret),
+        stamp=f"MLflow {chosen.version}",
     )
 
 
-def _answers(port: int) -> bool:
+def _users_first(chosen: Program, data: Database) -> tuple[tuple[str, ...], ...]:
+    """Return the command that makes the users' tables: older workers all do it at once, and fall over each other."""
+    return ((chosen.python, "-P", "-m", "mlflow.server.auth", "db", "upgrade", "--url", _users(chosen, data)),)
+
+
+def _users(chosen: Program, data: Database) -> str:
+    """Return the address of the database of users: the one of runs where the two go together, else a file."""
+    together = data.environment and chosen.release >= (3, 17)
+    return f"postgresql+psycopg2://{data.place}" if together else "sqlite:///auth.db"
+
+
+def clean(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without what was exported for clients or for another server."""
+    foreign = ("MLFLOW_", "UVICORN_", "PG", "GUNICORN_")
+    return {name: value for name, value in environment.items() if not name.startswith(foreign)}
+
+
+def _started(log: str) -> int:
+    return log.count("Application startup complete") + log.count("Booting worker with pid")
+
+
+def _hosts(host: str, port: int) -> str:
+    """Return the hosts that clients may ask for: this machine by any of its names."""
+    names = dict.fromkeys(["localhost", "127.0.0.1", gethostname(), *([] if host in _ANYWHERE else [host])])
+    return ",".join(f"{name}:{port}" for name in names)
+
+
+def _sign_in(spec: Spec, chosen: Program, data: Database, password: str) -> str:
+    lines = [
+        "[mlflow]",
+        "default_permission = READ",
+        f"database_uri = {_users(chosen, data)}",
+        f"admin_username = {USER}",
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth",
+    ]
+    if chosen.release < (3, 17):
+        # It takes the password from nowhere else. Only its owner can read the file.
+        lines.append(f"admin_password = {password}")
+    elif cached := _cache_seconds(spec, chosen):
+        lines.append(f"auth_cache_ttl_seconds = {cached}")
+    return "\n".join(lines) + "\n"
+
+
+def answers(port: int, path: str = "/health") -> bool:
+    """Tell whether a server of this machine answers as a healthy one; one that wants a sign-in for that is."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
+        connection.request("GET", path)
+        return connection.getresponse().status in (200, 401)
     except (OSError, http.client.HTTPException):
         return False
     finally:

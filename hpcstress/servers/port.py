@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 
+from hpcstress.errors import Refusal, UsageRefusal
+
 
 def free_port() -> int:
     """Return a port of 127.0.0.1 that the kernel gives to nobody else for the next minute.
@@ -18,3 +20,19 @@ def free_port() -> int:
             accepted, _ = listener.accept()
             accepted.close()
     return port
+
+
+def take(port: int, host: str = "127.0.0.1") -> int:
+    """Return the port that was asked for, or a free one for 0; refuse one that somebody listens on."""
+    if not port:
+        return free_port()
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            return port
+    except OverflowError:
+        raise UsageRefusal(f"There is no port {port}: use 1 to 65535, or 0 for a free one.") from None
+    except OSError as error:
+        raise Refusal(
+            f"The port {port} of {host} cannot be had ({error.strerror}): "
+            "give another one, or leave --port out for a free one."
+        ) from None

@@ -61,6 +61,11 @@ def shares_a_run(name: str) -> bool:
     return getattr(_module(name), "SHARED", False)
 
 
+def leaves_runs_open(name: str) -> bool:
+    """Tell whether a workload creates runs and finishes none of them."""
+    return getattr(_module(name), "LEFT_OPEN", False)
+
+
 def check(plan: Plan) -> None:
     """Refuse a plan that makes no sense for its workload, on any of its rungs."""
     checked: Callable[[Plan], None] | None = getattr(_module(plan.workload), "check", None)

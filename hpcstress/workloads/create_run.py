@@ -5,6 +5,8 @@ from __future__ import annotations
 from hpcstress.clients import Client
 from hpcstress.content import Run
 
+LEFT_OPEN = True
+
 
 async def play(run: Run, client: Client) -> None:
     """Play one run."""

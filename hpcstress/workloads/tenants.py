@@ -102,7 +102,9 @@ async def _train(run: Run, client: Client) -> None:
 
 
 async def _browse(run: Run, client: Client) -> None:
-    await client.ask(Operation.list_workspaces, None)
+    if client.place.workspaces:
+        # MLflow's own client takes the 503 of a server without any for a passing trouble, and waits four minutes.
+        await client.ask(Operation.list_workspaces, None)
     await client.ask(Operation.search_prompts, Search())
     opened = 0
     for experiment_id in (await client.search_experiments(Search(max_results=_EXPERIMENTS_LISTED)))[

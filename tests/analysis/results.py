@@ -101,7 +101,7 @@ def steps_of(attempts: np.ndarray, sizes: Sequence[int], repeats: Sequence[int] 
 
 def frame_of(attempts: np.ndarray, steps: np.ndarray, **parts: Any) -> Frame:
     """Return what `read` would return of a file with these attempts and steps, without a file."""
-    empty = {name: table(name, []) for name in ("ranks", "health", "server", "audit")}
+    empty = {name: table(name, []) for name in ("ranks", "health", "server", "events", "prometheus", "audit")}
     return Frame(
         **{
             "path": Path("result.h5"),
@@ -147,6 +147,7 @@ def played(
     spread: float,
     faults: Sequence[Fault],
     outage: Outage | None,
+    speed: float = 1.0,
 ) -> np.ndarray:
     """Return the attempts of one step against a server that slows down with the number of runs per `capacity`."""
     due = np.sort(rng.uniform(0, spread, size)) if spread else np.zeros(size)
@@ -154,7 +155,7 @@ def played(
     made = []
     for seq, (operation, usual) in enumerate(WORKLOAD):
         late = rng.exponential(40e-6, size)
-        service = usual * (1 + size / capacity) * rng.lognormal(0, 0.35, size)
+        service = usual / speed * (1 + size / capacity) * rng.lognormal(0, 0.35, size)
         start, end, outcome = now + late, now + late + service, np.zeros(size, int)
         for fault in faults:
             if fault.size == size and fault.operation is operation and repeat in fault.repeats:
@@ -190,12 +191,16 @@ def story(
     faults: Sequence[Fault] = (),
     outage: Outage | None = None,
     server: bool = True,
+    prometheus: np.ndarray | None = None,
     seed: int = 1,
     host: str = "node",
     notes: Sequence[str] = (),
     facts: dict[str, object] | None = None,
+    speed: float = 1.0,
+    began: float = 0.0,
+    **options: Any,
 ) -> Path:
-    """Write the result of a whole job."""
+    """Write the result of a whole job, of a server so many times as fast as usual; the plan may have more options."""
     rng = np.random.default_rng(seed)
     sizes, climbs = runs * repeats, [number // len(runs) for number in range(len(runs) * repeats)]
     attempts = np.concatenate(
@@ -210,11 +215,13 @@ def story(
                 spread=spread,
                 faults=faults,
                 outage=outage,
+                speed=speed,
             )
             for number, size in enumerate(sizes)
         ]
     )
     steps = steps_of(attempts, sizes, climbs)
+    steps["began"] += began
     wall = steps["last_done"] / SECOND
     tables = {
         "steps": steps,
@@ -261,7 +268,9 @@ def story(
     }
     if server:
         tables["server"] = server_use(steps, wall, outage)
-    plan = Plan(runs=runs, repeats=repeats, objective=objective).to_toml()
+    if prometheus is not None:
+        tables["prometheus"] = prometheus
+    plan = Plan(runs=runs, repeats=repeats, objective=objective, **options).to_toml()
     return write(path, attempts, tables, plan=plan, facts=facts, notes=notes)
 
 
@@ -276,18 +285,26 @@ def server_use(steps: np.ndarray, wall: np.ndarray, outage: Outage | None) -> np
             for step, length in zip(steps, wall, strict=True)
             if step["began"] - 0.5 <= time <= step["began"] + length + 0.2
         ]
-        for part, cores in (("mlflow", 3.1), ("postgres", 0.8)):
+        for part, cores, processes in (("mlflow", 3.1, 4), ("postgres", 0.8, 2)):
             spent[part] += cores if busy else 0.05
             dead = bool(outage and busy and busy[0]["size"] == outage.size and part == "mlflow")
-            records.append(
+            rss = (4e8 if dead else 9e8) + second * 4e6 if part == "mlflow" else 2e8
+            records.append({"time": time, "part": part, "cpu_seconds": 3.0})
+            records += [
                 {
                     "time": time,
                     "part": part,
-                    "processes": 6,
-                    "cpu_seconds": spent[part],
-                    "rss": (4e8 if dead else 9e8) + second * 4e6 if part == "mlflow" else 2e8,
+                    "pid": 100 * processes + number,
+                    "command": {"mlflow": "python", "postgres": "postgres"}[part],
+                    "cpu_seconds": spent[part] / processes,
+                    "rss": rss / processes,
+                    "threads": 41 if part == "mlflow" else 1,
+                    "files": 30 + len(busy) * 10,
+                    # Not counted each second.
+                    "connections": 5 + len(busy) * 10 if second % 3 else -1,
                 }
-            )
+                for number in range(processes)
+            ]
     return table("server", records)
 
 

@@ -123,10 +123,58 @@ def test_a_consequence_yields_to_its_cause(consequence: Outcome) -> None:
     assert f"closed connections without an answer (1 of 30 requests; besides: {consequence.name} 20)" in answer
 
 
-def test_what_the_end_of_the_job_cut_off_is_named_when_there_is_nothing_else() -> None:
-    answer = answer_of(played(step(10), step(30, failed={Outcome.interrupted: 20})), 1.0, audited())
+STOPPED = "the job was stopped: until then a p99 of 0.10 s and no errors."
 
-    assert "at 30 the job was stopped while requests were under way (20 of 30 requests)" in answer
+
+def test_what_the_end_of_the_job_cut_off_is_no_failure_of_the_server() -> None:
+    cut = step(30, failed={Outcome.interrupted: 20})
+
+    assert answer_of(played(step(10), cut), 1.0, audited()) == f"{TAKES_10} at 30 {STOPPED}"
+    assert answer_of(played(cut), 1.0, audited()) == f"At 30 parallel runs, the smallest step tried, {STOPPED}"
+    assert answer_of(played(step(30), {**cut, "repeat": 1}), 1.0, audited()) == (
+        "At 30 parallel runs, the smallest step tried, the job was stopped in 1 of 2 repeats: "
+        "until then a p99 of 0.10 s and no errors."
+    )
+    assert not remarks_of(played(cut), 1.0)
+
+
+def test_what_broke_before_the_job_was_stopped_is_told_all_the_same() -> None:
+    slow = played(step(10), step(30, p99=4200, failed={Outcome.interrupted: 20}))
+
+    assert answer_of(slow, 1.0, audited()) == f"{TAKES_10} at 30 the p99 is 4.2 s, above the objective of 1 s."
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_runs_under_way_when_a_job_died_are_no_runs_that_did_not_come_to_an_end(complete: bool) -> None:
+    attempts = rows([{"step": number, "run": run} for number, size in ((0, 10), (1, 27)) for run in range(size)])
+    steps = steps_of(attempts, [10, 30])
+    steps["runs_finished"] = [10, 26]
+
+    answer = answer_of(measure(frame_of(attempts, steps, complete=complete)).steps, 1.0, audited())
+
+    stopped = "the job was stopped: until then a p99 of 10 ms and no errors."
+    rest = "4 of 30 runs did not come to an end." if complete else stopped
+    assert answer == f"Takes 10 parallel runs with a p99 of 10 ms and no errors; at 30 {rest}"
+
+
+def test_of_a_job_that_was_stopped_only_the_last_step_was_cut() -> None:
+    attempts = rows([{"step": number, "run": run} for number in (0, 1) for run in range(10)])
+    steps = steps_of(attempts, [10, 30])
+    steps["runs_finished"] = [7, 10]
+
+    answer = answer_of(measure(frame_of(attempts, steps, complete=False)).steps, 1.0, audited())
+
+    assert answer == f"{NOT_EVEN_10} 3 of 10 runs did not come to an end."
+
+
+def test_where_nothing_was_answered_before_the_job_was_stopped_that_is_said() -> None:
+    attempts = rows([{"op": Operation.connect}])
+    steps = steps_of(attempts, [10])
+    steps["runs_finished"] = 0
+
+    answer = answer_of(measure(frame_of(attempts, steps, complete=False)).steps, 1.0, audited())
+
+    assert answer == "At 10 parallel runs, the smallest step tried, the job was stopped: nothing had been answered."
 
 
 def test_the_p99_has_to_stay_below_the_objective() -> None:

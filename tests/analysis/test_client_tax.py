@@ -178,6 +178,16 @@ def test_calls_that_failed_are_counted_and_timed_too() -> None:
     assert (calls.calls, calls.failed, calls.time.count) == (1, 1, 1)
 
 
+def test_that_a_server_lacks_what_not_every_server_has_is_no_failure() -> None:
+    told = by_stock(0, [(Operation.log_params, [1])])
+    for row in told.rows[-2:]:
+        row |= {"op": Operation.search_prompts, "outcome": Outcome.not_supported}
+    stock = frame([told], "stock")
+    [calls] = calls_of(stock)
+    assert (calls.operation, calls.calls, calls.failed) == ("search_prompts", 1, 0)
+    assert compare(stock, stock).stock.failed == 0
+
+
 # Both clients on one plan.
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +18,7 @@ from hpcstress.record import COLUMNS, RECORD
 from tests.analysis import scripts
 from tests.analysis.results import rows, write
 
-TABLES = ["attempts", "steps", "operations", "ranks", "health", "server", "audit"]
+TABLES = ["attempts", "steps", "operations", "ranks", "health", "server", "events", "prometheus", "audit"]
 
 
 @pytest.mark.parametrize("file_format", ["csv", "parquet"])
@@ -69,7 +71,7 @@ def test_an_empty_result_is_exported_as_empty_tables(file_format: str, tmp_path:
 
 
 def test_several_results_go_into_numbered_folders(usual_result: Path, tmp_path: Path) -> None:
-    files = export([usual_result, usual_result], "csv", tmp_path)
+    files = export([usual_result, Path(shutil.copy(usual_result, tmp_path / "again.h5"))], "csv", tmp_path)
 
     assert {path.parent.name for path in files} == {"1", "2"}
     assert (tmp_path / "2" / "attempts.csv").read_bytes() == (tmp_path / "1" / "attempts.csv").read_bytes()
@@ -91,7 +93,8 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_mantiks_tables_are_made_of_all_results_together(published: dict[str, Path], tmp_path: Path) -> None:
-    results = [published[name] for name in ("parameters", "artifacts", "parallel-runs", "parameters")]
+    again = Path(shutil.copy(published["parameters"], tmp_path / "again.h5"))
+    results = [*(published[name] for name in ("parameters", "artifacts", "parallel-runs")), again]
 
     files = export(results, "mantik", tmp_path)
 
@@ -135,11 +138,43 @@ def test_what_a_format_has_no_place_for_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("file_format", ["csv", "mantik"])
+def test_a_result_that_is_given_twice_is_refused(file_format: str, published: dict[str, Path], tmp_path: Path) -> None:
+    result = published["parameters"]
+
+    with pytest.raises(UsageRefusal, match=r"parameters\.h5 is given twice: give each result once\."):
+        export([result, result.parent / ".." / result.parent.name / result.name], file_format, tmp_path / "out")
+
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("file_format", "script", "told"),
+    [
+        ("mantik", scripts.parameters, {"workload": "parameters", "sizes": (1,), "params": 10}),
+        ("mlflow-scale", scripts.tenants, {"workload": "tenants", "sizes": (5,), "users": True, "duration": 0.5}),
+    ],
+)
+def test_results_of_both_clients_are_not_mixed(
+    file_format: str, script: scripts.Script, told: dict[str, Any], tmp_path: Path
+) -> None:
+    both = [
+        scripts.job(tmp_path / f"{client}.h5", script, tenants=1, client=client, **told) for client in ("wire", "stock")
+    ]
+
+    with pytest.raises(UsageRefusal, match=r"\(mlflow 3.17.2 sqlite; mlflow 3.17.2 sqlite, MLflow's client\): export"):
+        export(both, file_format, tmp_path / "out")
+
+    assert export(both[1:], file_format, tmp_path / "out")
+
+
 def test_results_of_several_servers_are_not_mixed(published: dict[str, Path], tmp_path: Path) -> None:
     told = {"sizes": (5,), "users": True, "duration": 0.5, "facts": scripts.server_facts(database="postgresql")}
     other = scripts.job(tmp_path / "other.h5", scripts.tenants, workload="tenants", tenants=1, **told)
 
-    with pytest.raises(UsageRefusal, match=r"of several servers \(mlflow 3.17.2 postgresql, mlflow 3.17.2 sqlite\)"):
+    with pytest.raises(
+        UsageRefusal, match=r"several servers or clients \(mlflow 3.17.2 postgresql; mlflow 3.17.2 sqlite\)"
+    ):
         export([published["tenants"], other], "mlflow-scale", tmp_path / "out")
 
 

@@ -16,9 +16,10 @@ from analysis.figures import style
 from analysis.frame import Frame, read
 from analysis.statistics import measure
 from analysis.timeline import Span, Timeline, timeline
+from analysis.usage import told, usage
 from hpcstress.record import Operation, Outcome
 from tests.analysis import scripts
-from tests.analysis.results import Fault, Outage, rows, story, usual, write
+from tests.analysis.results import BEGAN, Fault, Outage, rows, story, table, usual, write
 
 EVERY_CAUSE = [
     Fault(100, Operation.log_params, outcome, 0.07, 0.1 + 0.05 * outcome)
@@ -46,6 +47,8 @@ RESULTS: dict[str, Callable[[Path], Path]] = {
     "one size, a sweep of numbers": lambda path: users(path, sizes=(4,), sweep="params=10,100,1000"),
     "two sizes, a sweep": lambda path: users(path, sizes=(4, 8), sweep="params=10,100 metrics=1,2,3"),
     "a sweep of words": lambda path: users(path, sizes=(4,), sweep="method=log_param,log_params,log_batch"),
+    "prometheus": lambda path: prometheus(path, parts=6),
+    "prometheus and a server": lambda path: prometheus(path, parts=3, server=True),
     "tenants and users": lambda path: scripts.job(path, scripts.tenants, **scripts.MATRIX),
 }
 
@@ -54,12 +57,34 @@ def users(path: Path, **told: Any) -> Path:
     return scripts.job(path, scripts.batches, users=True, duration=0.5, workload="log-batch", **told)
 
 
+def prometheus(path: Path, parts: int, *, server: bool = False) -> Path:
+    """Write a result of a foreign server, of which a Prometheus told, or of hpcstress's own."""
+    series = [
+        ("cpu", "groupname=a-service{:02}-with-a-long-name", 1.0),
+        ("memory", "groupname=a-service{:02}-with-a-long-name", 1e9),
+        ("mlflow_requests", "status={:03}", 30.0),
+        ("queue", "__name__=queue, instance=10.11.12.13:{:05}", 1e6),
+    ]
+    told = table(
+        "prometheus",
+        [
+            {"time": BEGAN + second, "query": query, "labels": labels.format(part), "value": scale * (part + 1)}
+            for query, labels, scale in series
+            for part in range(parts)
+            for second in range(20)
+        ],
+    )
+    return story(path, server=server, prometheus=told)
+
+
 def drawn(frame: Frame) -> Iterator[tuple[str, Figure]]:
     statistics = measure(frame)
     yield "scaling", figures.scaling(statistics.steps, frame.objective)
     yield "operations", figures.operations(statistics)
     yield "percentiles", figures.percentiles(statistics, frame.objective)
     yield "timeline", figures.timeline(timeline(frame))
+    line = timeline(frame, alike=True)
+    yield "usage", figures.usage(line, usage(frame, line.origin), told(frame, line.origin), 4)
     yield "health", figures.health(frame, statistics.steps)
 
 
@@ -88,14 +113,15 @@ def test_no_text_covers_another(name: str, tmp_path: Path) -> None:
 def test_forty_steps_of_ten_thousand_runs_are_named_where_there_is_room() -> None:
     counts = np.array([10_000, 1])
     spans = tuple(
-        Span("10,000", repeat, 9.0 * repeat, 9.0 * repeat + 8, 4.0, counts, counts, {}) for repeat in range(40)
+        Span("10,000", repeat, 9.0 * repeat, 9.0 * repeat + 8, 4.0, counts, counts, {}, counts, counts)
+        for repeat in range(40)
     )
+    line = Timeline(spans, "runs", users=False, origin=0.0)
 
     with style.context():
-        figure = figures.timeline(Timeline(spans, "runs", users=False, server=()))
-
-        assert overlapping(figure) == []
-    assert 10 < texts(figure).count("10,000") < 40
+        for figure in (figures.timeline(line), figures.usage(line, ())):
+            assert overlapping(figure) == []
+            assert 10 < texts(figure).count("10,000") < 40
 
 
 def texts(figure: Figure) -> list[str]:
@@ -107,10 +133,54 @@ def test_formulas_and_letters_of_strange_names_are_drawn_as_text(tmp_path: Path)
     frame.server["part"] = b"$\\frac{\xff\x1b"
 
     with style.context():
-        figure = figures.timeline(timeline(frame))
+        figure = figures.usage(timeline(frame), usage(frame, BEGAN))
         FigureCanvasAgg(figure).draw()
 
     assert "$\\frac{?" in texts(figure)
+
+
+def test_steps_and_use_share_an_axis_of_time(tmp_path: Path) -> None:
+    frame = read(story(tmp_path / "r.h5", runs=(50, 100), repeats=1, capacity=4))
+    line = timeline(frame, alike=True)
+
+    figure = figures.usage(line, usage(frame, line.origin))
+
+    first, second = line.spans
+    length = second.end - first.begin
+    shaded = [patch.get_x() for patch in figure.axes[0].patches if hasattr(patch, "get_x")][:2]
+    assert shaded == pytest.approx([0.0, second.begin / length])
+    assert len({axes.get_xlim() for axes in figure.axes}) == 1
+    mlflow = next(part for part in usage(frame, line.origin) if part.part == "mlflow")
+    cores = figure.axes[2].lines[0]
+    known = np.isfinite(mlflow.cores) & (np.abs(mlflow.time / length - 0.5) <= 0.55)
+    assert cores.get_xdata() == pytest.approx(mlflow.time[known] / length)
+    assert cores.get_ydata() == pytest.approx(mlflow.cores[known])
+
+
+def test_what_is_not_known_of_any_part_has_no_panel(tmp_path: Path) -> None:
+    frame = read(story(tmp_path / "r.h5"))
+    titles = ["CPU in cores, of 2", "Resident memory in GB", "Connections", "Open files"]
+
+    assert [axes.get_title(loc="left") for axes in usage_of(frame, 2).axes][2:] == titles
+    frame.server["files"] = frame.server["connections"] = -1
+    assert [axes.get_title(loc="left") for axes in usage_of(frame, 0).axes][2:] == ["CPU in cores", titles[1]]
+
+
+def usage_of(frame: Frame, cores: int) -> Figure:
+    with style.context():
+        return figures.usage(timeline(frame), usage(frame, BEGAN), (), cores)
+
+
+def test_of_more_parts_than_can_be_told_apart_the_busiest_are_drawn(tmp_path: Path) -> None:
+    frame = read(prometheus(tmp_path / "r.h5", parts=40))
+
+    with style.context():
+        figure = figures.usage(timeline(frame), usage(frame, BEGAN), told(frame, BEGAN))
+
+        assert overlapping(figure) == []
+    named = [words for words in texts(figure) if words.startswith("a-service")]
+    assert [int(name[9:11]) for name in named] == [*range(33, 40)]
+    assert "33 more in the table" in texts(figure)
 
 
 def test_the_objective_is_a_line_where_it_is_near_and_a_note_where_it_is_far(tmp_path: Path) -> None:

@@ -160,6 +160,17 @@ def test_servers_are_told_apart_where_there_are_several(tmp_path: Path) -> None:
     assert "log_artifacts, mlflow 3.17.2 postgresql" in words
 
 
+def test_clients_are_told_apart_where_there_are_both(tmp_path: Path) -> None:
+    both = [
+        scripts.job(tmp_path / f"{client}.h5", scripts.parameters, workload="parameters", sizes=(1,), client=client)
+        for client in ("wire", "stock")
+    ]
+
+    words = texts(figure_of("results-parameters", *both))
+
+    assert {"log_param, mlflow 3.17.2 sqlite", "log_param, mlflow 3.17.2 sqlite, MLflow's client"} < set(words)
+
+
 def test_a_cell_that_was_not_played_is_said_to_be_missing(tmp_path: Path) -> None:
     told = {"users": True, "duration": 0.5, "workload": "tenants"}
     results = [

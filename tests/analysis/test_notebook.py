@@ -62,7 +62,7 @@ def test_it_tells_the_answer(shown: list[str]) -> None:
 
 
 def test_it_draws_the_scaling_curves_and_all_else_that_a_report_has(shown: list[str]) -> None:
-    assert shown.count("PNG") == 5
+    assert shown.count("PNG") == 6
 
 
 def test_it_draws_the_published_pictures(shown: list[str]) -> None:
@@ -83,7 +83,7 @@ def test_without_a_result_it_reads_the_one_that_comes_along() -> None:
     shown = executed(None)
 
     assert shown[0].startswith("VALID")
-    assert shown.count("PNG") == 5
+    assert shown.count("PNG") == 6
 
 
 def test_it_is_stored_without_what_was_shown() -> None:

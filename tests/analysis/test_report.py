@@ -15,7 +15,7 @@ from analysis.statistics import measure
 from hpcstress.errors import Refusal, UsageRefusal
 from tests.analysis import scripts
 from tests.analysis.conftest import Told
-from tests.analysis.results import rows, usual, write
+from tests.analysis.results import BEGAN, rows, table, usual, write
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=http://evil.example/x onerror=alert(2)> $x_"
 
@@ -64,6 +64,14 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
         host=HOSTILE[:50],
         notes=(HOSTILE,),
         facts={"server": {"version": HOSTILE}, HOSTILE: [1, HOSTILE]},
+        prometheus=table(
+            "prometheus",
+            [
+                {"time": BEGAN + at, "query": query, "labels": f"name={HOSTILE}", "value": 3.0}
+                for query in ("cpu", HOSTILE[:32])
+                for at in range(3)
+            ],
+        ),
     )
     empty = write(folder / "empty.h5", rows([]), {}, plan=f"runs = [7]\nuri = '''{HOSTILE}'''")
     return write_report([hostile, empty], folder / "out")
@@ -75,7 +83,7 @@ def test_the_report_lies_beside_the_result(page: Path, usual_result: Path) -> No
 
 def test_pictures_and_tables_lie_beside_the_page(page: Path) -> None:
     pictures = {path.name for path in page.parent.glob("*.png")}
-    own = {"scaling.png", "operations.png", "percentiles.png", "timeline.png", "health.png"}
+    own = {"scaling.png", "operations.png", "percentiles.png", "timeline.png", "health.png", "usage.png"}
     assert pictures == {*own, "results-parallel-runs.png"}
     for name in pictures:
         height, width, _ = matplotlib.image.imread(page.parent / name).shape
@@ -153,11 +161,29 @@ def test_the_pictures_within_the_page_hold_no_script_and_load_nothing(both: Path
 def test_what_others_said_is_text_and_never_markup(both: Path) -> None:
     page = Page(both)
 
-    # In a note, two values and a name of facts, twice in the plan; and once as far as a host's name goes.
-    assert page.text.count(HOSTILE) == 6
-    assert page.text.count("<script>") == 7
-    assert page.tags.count("img") == 11
+    # In a note, two values and a name of facts, twice in the plan, as a part of the server; and once as far as a host's
+    # name goes.
+    assert page.text.count(HOSTILE) == 7
+    assert page.text.count("<script>") == 8
+    assert page.tags.count("img") == 12
     assert page.tags.count("style") == 1
+
+
+def test_the_server_has_a_section_where_something_is_known_of_it(tmp_path: Path) -> None:
+    told = table("prometheus", [{"time": BEGAN, "query": "cpu", "labels": "groupname=database", "value": 1.25}])
+    known = [
+        usual(tmp_path / "own.h5", runs=(10,), repeats=1, faults=()),
+        usual(tmp_path / "foreign.h5", runs=(10,), repeats=1, faults=(), server=False, prometheus=told),
+    ]
+    neither = usual(tmp_path / "neither.h5", runs=(10,), repeats=1, faults=(), server=False)
+
+    own, foreign, nothing = (Page(write_report([path], tmp_path / path.stem)) for path in (*known, neither))
+
+    assert "postgres" in own.text.partition("The server ")[2]
+    assert "database" in foreign.text
+    assert (tmp_path / "foreign" / "usage.png").is_file()
+    assert "Open files" not in nothing.text
+    assert not (tmp_path / "neither" / "usage.png").exists()
 
 
 def test_several_results_have_a_section_each_and_a_table_above(both: Path) -> None:

@@ -12,11 +12,14 @@ from tests.analysis.results import rows, story, write
 
 
 def test_the_summary_is_the_verdict_the_answer_the_audit_the_notes_and_a_small_table(usual_result: Path) -> None:
-    verdict, answer, audit, note, empty, head, *table, worst = summary(usual_result).splitlines()
+    verdict, answer, audit, server, note, empty, head, *table, worst = summary(usual_result).splitlines()
 
     assert verdict.startswith("VALID: 4 ranks delivered every attempt")
     assert answer.startswith("Takes 30 parallel runs")
     assert audit.startswith("The audit read back 252 runs: everything")
+    assert server.startswith(
+        "No part of the server used all of its cores: the busiest, mlflow, used 3.1 cores at 100 runs"
+    )
     assert note == "The server answered 400: QueuePool limit of size 5 overflow 10 reached."
     assert empty == ""
     assert head.split() == ["runs", "repeats", "duration", "answers/s", "p50", "p99", "failed"]

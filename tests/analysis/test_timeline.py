@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from analysis.timeline import timeline
 from hpcstress.record import Operation, Outcome
-from tests.analysis.results import BEGAN, MS, SECOND, frame_of, rows, steps_of, table
+from tests.analysis.results import MS, SECOND, frame_of, rows, steps_of
 
 attempt = st.fixed_dictionaries(
     {
@@ -82,34 +82,38 @@ def test_a_step_of_which_the_beginning_is_not_known_is_left_out() -> None:
     assert line.spans[0].begin == 0.0
 
 
-def test_the_servers_cores_are_the_growth_of_its_cpu_seconds() -> None:
-    made = rows([{}])
-    server = table(
-        "server",
+def test_the_times_of_a_slice_are_those_of_the_requests_that_ended_in_it() -> None:
+    made = rows(
         [
-            {"time": BEGAN, "part": "mlflow", "cpu_seconds": 10.0, "rss": 5},
-            {"time": BEGAN + 4, "part": "mlflow", "cpu_seconds": 1.0, "rss": 7},
-            {"time": BEGAN + 2, "part": "mlflow", "cpu_seconds": 13.0, "rss": 6},
-            {"time": BEGAN + 2, "part": "mlflow", "cpu_seconds": 13.0, "rss": 6},
-            {"time": BEGAN + 5, "part": "mlflow", "cpu_seconds": 1.0, "rss": 7},
-            {"time": BEGAN, "part": "postgres", "cpu_seconds": 1.0, "rss": 1},
-        ],
+            *({"run": run, "end": SECOND, "start": SECOND - (run + 1) * MS} for run in range(100)),
+            {"run": 0, "end": 2 * SECOND, "start": SECOND, "outcome": Outcome.timeout},
+            {"run": 0, "end": 2 * SECOND, "start": 0, "op": Operation.connect},
+            {"run": 0, "end": 5 * SECOND, "start": 5 * SECOND - 7 * MS},
+        ]
     )
-    mlflow, postgres = timeline(frame_of(made, steps_of(made, [1]), server=server)).server
+    (span,) = timeline(frame_of(made, steps_of(made, [100]))).spans
 
-    assert (mlflow.part, postgres.part) == ("mlflow", "postgres")
-    assert mlflow.time.tolist() == [0.0, 2.0, 4.0, 5.0]
-    assert mlflow.memory.tolist() == [5.0, 6.0, 7.0, 7.0]
-    # The first growth is not known, and a process that ended took its seconds along.
-    assert np.isnan(mlflow.cores).tolist() == [True, False, True, False]
-    assert mlflow.cores[[1, 3]].tolist() == [1.5, 0.0]
+    found = {place: (span.p50[place], span.p99[place]) for place in np.flatnonzero(np.isfinite(span.p50))}
+    assert span.width == 0.1
+    assert found == {10: (0.05, 0.099), 20: (1.0, 1.0), 50: (0.007, 0.007)}
+    assert np.isfinite(span.p99).tolist() == np.isfinite(span.p50).tolist()
+
+
+def test_slices_are_alike_where_steps_are_to_be_compared_but_for_a_step_shorter_than_one() -> None:
+    made = rows([{"step": 0, "end": 500 * MS}, {"step": 1, "end": 100 * SECOND}, {"step": 2, "end": 50 * SECOND}])
+
+    short, long, half = timeline(frame_of(made, steps_of(made, [1, 1, 1])), alike=True).spans
+
+    assert (long.width, half.width) == (2.0, 2.0)
+    assert short.width == pytest.approx(0.5)
+    assert sum(short.answers) * short.width == pytest.approx(1)
+    assert [len(span.answers) for span in (short, long, half)] == [1, 51, 26]
 
 
 def test_of_an_empty_result_nothing_is_drawn() -> None:
     line = timeline(frame_of(rows([]), steps_of(rows([]), [])))
 
     assert line.spans == ()
-    assert line.server == ()
 
 
 def test_a_step_without_attempts_is_left_out() -> None:

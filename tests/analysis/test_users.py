@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from analysis.timeline import timeline
 from analysis.verdict import Value, judge
 from hpcstress.plan import Plan
 from hpcstress.record import Operation, Outcome
+from hpcstress.result import TABLES
 from tests.analysis.results import MS, frame_of, rows, steps_of, table
 
 
@@ -42,6 +44,21 @@ def test_users_began_as_many_runs_as_they_began() -> None:
     step = only(of([iteration(run, 0, 0, 10) for run in range(32)], size=8, finished=32))
 
     assert (step.size, step.runs, step.runs_finished, step.users) == (8, 32, 32, True)
+
+
+def test_runs_per_second_are_those_that_ended_while_there_was_load() -> None:
+    in_time = [iteration(run, 0, 0, 4_000) for run in range(20)]
+    late = [iteration(run, 9_000, 9_000, 30_000) for run in range(20, 25)]
+    # One failed after the load: it never came to an end, and takes nothing from those that did in time.
+    broken = iteration(25, 9_000, 9_000, 12_000, outcome=Outcome.timeout)
+    # One was sent again after the load, and ended well.
+    again = [
+        iteration(26, 9_000, 9_000, 11_000, outcome=Outcome.server_error),
+        {"run": 26, "seq": 1, "due": 11_000 * MS, "start": 11_000 * MS, "end": 12_000 * MS, "attempt": 2},
+    ]
+    step = only(of([*in_time, *late, broken, *again], size=8, finished=26))
+
+    assert (step.runs_finished, step.load_seconds, step.runs_per_second) == (26, 10.0, 2.0)
 
 
 def test_a_step_of_users_is_taken_when_all_runs_that_they_began_came_to_an_end() -> None:
@@ -219,7 +236,7 @@ def test_what_the_server_does_not_have_is_said_once_and_is_no_failure() -> None:
     assert steps[0].failed == 0
     assert steps[0].first_failure is None
     assert remarks_of(steps, 1.0) == (
-        "The server does not have list workspaces and log spans: each rank asked once and left it out from then on.",
+        "The server does not have list workspaces and log spans: once an answer said so, it was left out.",
     )
     assert timeline(frame).spans[0].failures == {}
 
@@ -229,6 +246,21 @@ def test_an_artifact_that_the_server_does_not_take_is_a_failure() -> None:
 
     assert step.failed_requests == {"not_supported": 1}
     assert step.lacking == ()
+
+
+def test_an_artifact_that_the_server_leaves_to_its_clients_is_no_failure() -> None:
+    # Nothing was sent: it took no time.
+    step = only(of([iteration(0, 0, 10, 10, op=Operation.log_artifact, outcome=Outcome.not_supported)]))
+
+    assert step.failed == 0
+    assert step.lacking == ("log_artifact",)
+
+
+def test_of_a_server_that_has_nothing_of_what_was_asked_for_there_is_no_answer() -> None:
+    attempts = [iteration(0, 0, 0, 10, op=Operation.log_spans, outcome=Outcome.not_supported)]
+    steps = measure(of(attempts)).steps
+
+    assert answer_of(steps, 1.0, np.empty(0, TABLES["audit"])).startswith("There is no answer: of what was asked for")
 
 
 def test_of_users_the_timeline_shows_how_many_runs_were_under_way_on_average() -> None:

@@ -26,6 +26,7 @@ from hpcstress.record import Outcome
         (404, b'{"error_code": "RESOURCE_DOES_NOT_EXIST"}', Outcome.client_error),
         (404, b'{"error_code": "ENDPOINT_NOT_FOUND"}', Outcome.not_supported),
         (404, b" <!doctype html>", Outcome.not_supported),
+        (404, b"Cannot POST /v1/traces", Outcome.not_supported),
         (408, b"", Outcome.timeout),
         (429, b"", Outcome.throttled),
         (500, b'{"error_code": "FEATURE_DISABLED"}', Outcome.not_supported),

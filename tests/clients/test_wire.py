@@ -217,14 +217,15 @@ def test_a_certificate_of_an_unknown_authority_is_a_tls_failure(tmp_path: Path) 
     asyncio.run(test())
 
 
-def test_a_server_that_leaves_artifacts_to_its_clients_is_not_supported(tmp_path: Path) -> None:
+def test_a_server_that_leaves_artifacts_to_its_clients_is_told_of_and_the_run_goes_on(tmp_path: Path) -> None:
     async def test() -> None:
         async with http_server(reply(created(artifact_uri="s3://bucket/7"))) as server:
             rows, failure = await wired(server.uri, tmp_path, log_everything)
 
-            assert failure is not None
-            assert rows["outcome"][-1] == Outcome.not_supported
-            assert rows["op"][-1] == Operation.log_artifact
+            assert failure is None
+            assert rows["op"][rows["outcome"] == Outcome.not_supported].tolist() == [Operation.log_artifact]
+            assert rows["status"][rows["outcome"] == Outcome.not_supported].tolist() == [0]
+            assert rows["op"][-1] == Operation.finish_run
             assert not [request for request in server.requests if request.method == "PUT"]
 
     asyncio.run(test())

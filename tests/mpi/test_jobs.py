@@ -15,7 +15,7 @@ from hpcstress.content import Content
 from hpcstress.errors import Refusal
 from hpcstress.folder import RunFolder
 from hpcstress.journal import JournalFile
-from hpcstress.plan import Plan
+from hpcstress.plan import Plan, from_toml
 from hpcstress.record import Operation, Outcome
 from hpcstress.result import Result
 from tests.fake_mantik import PASSWORD, USERNAME, FakeMantik
@@ -110,6 +110,16 @@ def test_everybody_goes_where_rank_0_has_been(tmp_path: Path) -> None:
             assert job.end() == (0, "", "")
         assert len(right.runs) == 6
         assert wrong.requests == []
+
+
+def test_options_of_the_command_line_are_everybodys(tmp_path: Path) -> None:
+    options = ["--workload=create-run", "--experiment=mine", "--client=null", "--runs=3", "--repeats=1", "--warmup=0"]
+    with launched(2, "-m", "hpcstress", *options, f"--output={tmp_path / 'job'}", cwd=tmp_path) as job:
+        code, _, complaint = job.end()
+    assert (code, "Traceback" in complaint) == (0, False)
+    with Result(tmp_path / "job" / "result.h5") as result:
+        plan = from_toml(result.plan_toml)
+    assert (plan.workload, plan.experiment) == ("create-run", "mine")
 
 
 def test_a_plan_that_only_rank_0_can_read_is_everybodys(tmp_path: Path) -> None:

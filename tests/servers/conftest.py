@@ -4,11 +4,13 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hpcstress.servers.port import free_port
-from hpcstress.servers.server import Recipe
+from hpcstress.servers.deployment import Deployment, Front
+from hpcstress.servers.part import Recipe
 
 
 @pytest.fixture
@@ -31,16 +33,34 @@ def little() -> Callable[..., Recipe]:
     def make(
         code: str = "import time; print('ready', flush=True); time.sleep(600)",
         ready: Callable[[str], bool] = lambda log: "ready" in log,
+        **more: Any,
     ) -> Recipe:
         return Recipe(
             command=(sys.executable, "-c", code),
-            uri=f"http://127.0.0.1:{free_port()}",
-            facts={"name": "little"},
             ready=ready,
             files={"settings.ini": "[little]"},
             environment={**os.environ, "LITTLE_PASSWORD": "correct-horse"},
-            client={"MLFLOW_TRACKING_PASSWORD": "correct-horse"},
             secrets=("correct-horse",),
+            stamp="little 1",
+            **more,
         )
 
     return make
+
+
+@pytest.fixture
+def deployed() -> Callable[..., Deployment]:
+    """Deploy recipes as the parts of a server, as `start` does it."""
+
+    def deploy(*recipes: Recipe, folder: Path | None = None, **options: Any) -> Deployment:
+        site = Deployment("little", folder, **options)
+        try:
+            for number, recipe in enumerate(recipes):
+                site.add("tracking" if not number else f"tracking-{number + 1}", recipe)
+        except BaseException:
+            site.stop()
+            raise
+        site.front = Front("http://127.0.0.1:1", {"MLFLOW_TRACKING_PASSWORD": "correct-horse"}, {"name": "little"})
+        return site
+
+    return deploy

@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pwd
 import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
+from hpcstress.servers import census
 from hpcstress.servers import guard as guard_module
 
 Eventually = Callable[[Callable[[], object]], None]
 Start = Callable[..., subprocess.Popen[bytes]]
+NONE: dict[str, object] = {}
 
 # The grace is short here, because a process that ignores SIGTERM is waited for in vain, and samples are taken often.
 GUARD = """
 import runpy, sys
 namespace = runpy.run_path({path!r})
-namespace["end_all"].__globals__.update(_GRACE=0.3, _PERIOD=0.05)
+namespace["end_all"].__globals__.update(_PERIOD=0.05)
 namespace["main"]()
 """
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (folder := tmp_path / "a folder").mkdir()
+    (folder := tmp_path / "a server" / "a part").mkdir(parents=True)
     return folder
 
 
@@ -38,13 +44,20 @@ def folder(tmp_path: Path) -> Path:
 def start(folder: Path) -> Iterator[Start]:
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(code: str, fate: str = "remove", **popen: object) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-c", textwrap.dedent(code)]
+    def start(
+        *codes: str, keep: bool = False, orders: dict[str, object] = NONE, **popen: object
+    ) -> subprocess.Popen[bytes]:
+        commands = [[sys.executable, "-c", textwrap.dedent(code)] for code in codes]
+        told = {
+            "parent": os.getpid(),
+            "folder": str(folder),
+            "keep": keep,
+            "commands": commands,
+            "grace": 0.3,
+            **orders,
+        }
         guard = subprocess.Popen(
-            [
-                *(sys.executable, "-c", GUARD.format(path=guard_module.__file__)),
-                *(str(os.getpid()), str(folder), fate, *command),
-            ],
+            [sys.executable, "-c", GUARD.format(path=guard_module.__file__), json.dumps(told)],
             stdin=subprocess.PIPE,
             start_new_session=True,
             **popen,
@@ -67,9 +80,11 @@ def gone(processes: list[psutil.Process]) -> bool:
     return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
 
 
-def samples(folder: Path) -> list[list[str]]:
+def samples(folder: Path) -> list[np.ndarray]:
+    """Return the censuses that the guard has written down so far, each with a row per process."""
     path = folder / "samples"
-    return [line.split() for line in path.read_text().splitlines() if line] if path.exists() else []
+    rows = census.read(path.read_text() if path.exists() else "", "little")
+    return [rows[rows["time"] == time] for time in np.unique(rows["time"])]
 
 
 def stop(guard: subprocess.Popen[bytes]) -> int:
@@ -107,7 +122,7 @@ def test_the_end_of_the_pipe_ends_children_other_sessions_and_orphans_and_remove
 
 
 def test_a_folder_that_is_to_be_kept_is_kept(start: Start, folder: Path) -> None:
-    assert stop(start("import time; time.sleep(600)", fate="keep")) == 0
+    assert stop(start("import time; time.sleep(600)", keep=True)) == 0
     assert (folder / "samples").exists()
 
 
@@ -118,7 +133,7 @@ def test_processes_are_asked_to_end_before_they_are_killed(start: Start, folder:
         open("ready", "w").close()
         time.sleep(600)
     """
-    guard = start(code, fate="keep")
+    guard = start(code, keep=True)
     eventually((folder / "ready").exists)
     stop(guard)
     assert (folder / "polite").exists()
@@ -153,7 +168,7 @@ def test_processes_that_are_born_while_others_are_ended_are_ended(
         open("ready", "w").close()
         time.sleep(600)
     """
-    guard = start(code, fate="keep")
+    guard = start(code, keep=True)
     eventually((folder / "ready").exists)
     assert stop(guard) == 0
     assert not psutil.pid_exists(int((folder / "born").read_text()))
@@ -215,10 +230,11 @@ def test_the_death_of_hpcstress_ends_the_server_even_if_a_fork_of_it_holds_the_p
     folder: Path, eventually: Eventually
 ) -> None:
     hpcstress = f"""
-        import os, subprocess, sys, time
+        import json, os, subprocess, sys, time
         server = [sys.executable, "-c", "import time; time.sleep(600)"]
+        orders = dict(parent=os.getpid(), folder={str(folder)!r}, keep=False, commands=[server])
         guard = subprocess.Popen(
-            [sys.executable, {guard_module.__file__!r}, str(os.getpid()), {str(folder)!r}, "remove", *server],
+            [sys.executable, {guard_module.__file__!r}, json.dumps(orders)],
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
         fork = os.fork()
         if fork:
@@ -238,16 +254,16 @@ def test_the_death_of_hpcstress_ends_the_server_even_if_a_fork_of_it_holds_the_p
             fork.kill()
 
 
-def test_a_sample_counts_processes_and_their_memory(start: Start, folder: Path, eventually: Eventually) -> None:
+def test_a_sample_counts_the_processes_below_the_guard(start: Start, folder: Path, eventually: Eventually) -> None:
     guard = start(FAMILY)
     eventually((folder / "ready").exists)
-    rss = sum(process.memory_info().rss for process in tree(guard))
+    family = {process.pid for process in tree(guard)}
     before = len(samples(folder))
-    eventually(lambda: len(samples(folder)) > before)
-    at, processes, _, resident, mark = samples(folder)[-1]
-    assert float(at) >= psutil.Process(guard.pid).create_time() - 1
-    assert (int(processes), mark) == (4, ".")
-    assert 0.9 * rss < int(resident) < 2 * rss
+    eventually(lambda: len(samples(folder)) > before + 1)
+    last = samples(folder)[-1]
+    assert last["time"][0] >= psutil.Process(guard.pid).create_time() - 1
+    assert set(last["pid"]) == {census.ENDED, *family}
+    assert set(last["part"]) == {b"little"}
 
 
 # The kernel counts in hundredths of a second, of user and system each.
@@ -275,14 +291,9 @@ def test_the_cpu_seconds_of_processes_that_have_ended_stay_in_the_sum(
     start: Start, folder: Path, eventually: Eventually, code: str
 ) -> None:
     start(code)
-    eventually(lambda: (rows := samples(folder)) and rows[-1][1] == "1" and float(rows[-1][2]) >= 0.25)
-    seconds = [float(row[2]) for row in samples(folder)]
-    assert seconds == sorted(seconds)
-
-
-def test_the_cpu_seconds_never_fall() -> None:
-    assert guard_module.census(1e6)[1] == 1e6
-    assert guard_module.census(0.0)[1] < 1e6
+    eventually(lambda: (taken := samples(folder)) and len(taken[-1]) == 2 and taken[-1]["cpu_seconds"][0] >= 0.25)
+    sums = [rows["cpu_seconds"].sum() for rows in samples(folder)]
+    assert (np.diff(sums) > -1e-9).all()
 
 
 def test_a_full_disk_does_not_end_the_server(start: Start, folder: Path) -> None:
@@ -298,3 +309,72 @@ def test_the_server_gets_a_group_of_its_own_and_no_input(start: Start, folder: P
     eventually((folder / "ready").exists)
     assert (folder / "ready").read_text() == "True ''"
     assert os.getsid(guard.pid) == guard.pid
+
+
+def test_commands_run_one_after_the_other_and_the_last_one_serves(
+    start: Start, folder: Path, eventually: Eventually
+) -> None:
+    serve = "import os, time; os.rename('first', 'ready'); time.sleep(600)"
+    guard = start("open('first', 'w').close()", serve)
+    eventually((folder / "ready").exists)
+    assert len(tree(guard)) == 1
+    assert not (folder / "ended").exists()
+
+
+def test_a_command_that_fails_ends_the_part_before_it_serves(
+    start: Start, folder: Path, eventually: Eventually
+) -> None:
+    start("raise SystemExit(4)", "open('served', 'w').close()")
+    eventually((folder / "ended").exists)
+    eventually(lambda: (folder / "ended").read_text() == "ended with exit code 4")
+    assert not (folder / "served").exists()
+
+
+def test_a_part_is_asked_to_end_by_the_signal_that_it_wants(start: Start, folder: Path, eventually: Eventually) -> None:
+    code = """
+        import signal, sys, time
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR1, lambda *_: (open("polite", "w").close(), sys.exit()))
+        open("ready", "w").close()
+        time.sleep(600)
+    """
+    guard = start(code, keep=True, orders={"signal": int(signal.SIGUSR1), "grace": 30})
+    eventually((folder / "ready").exists)
+    stop(guard)
+    assert (folder / "polite").exists()
+
+
+def test_what_has_to_be_done_after_the_end_is_done_though_it_may_fail(
+    start: Start, folder: Path, tmp_path: Path
+) -> None:
+    after = [["/not/there"], ["false"], ["touch", str(tmp_path / "unmounted")]]
+    assert stop(start("import time; time.sleep(600)", orders={"after": after})) == 0
+    assert (tmp_path / "unmounted").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_part_becomes_another_user(start: Start, eventually: Eventually) -> None:
+    account = pwd.getpwnam("nobody")
+    # The folder of a test is root's alone.
+    with tempfile.TemporaryDirectory() as place:
+        (part := Path(place) / "part").mkdir()
+        (data := part / "data").mkdir()
+        Path(place).chmod(0o755)
+        os.chown(data, account.pw_uid, account.pw_gid)
+        command = ["sh", "-c", "echo $(id -u) $(id -G) . > data/told; exec sleep 600"]
+        guard = start(orders={"user": "nobody", "commands": [command], "folder": str(part)})
+        eventually(lambda: (data / "told").exists() and (data / "told").read_text().endswith(".\n"))
+        assert (data / "told").read_text() == f"{account.pw_uid} {account.pw_gid} .\n"
+        stop(guard)
+        assert not part.exists()
+
+
+def test_the_last_part_that_ends_takes_the_folder_of_them_all_with_it(start: Start, folder: Path) -> None:
+    assert stop(start("import time; time.sleep(600)")) == 0
+    assert not folder.parent.exists()
+
+
+def test_a_folder_of_them_all_in_which_something_is_left_stays(start: Start, folder: Path) -> None:
+    (folder.parent / "another part").mkdir()
+    assert stop(start("import time; time.sleep(600)")) == 0
+    assert [path.name for path in folder.parent.iterdir()] == ["another part"]

@@ -250,7 +250,7 @@ def test_a_result_can_be_audited_again(server: FakeMlflow, tmp_path: Path) -> No
     _, result = job(server, tmp_path / "job")
     said: list[str] = []
     assert audit_result(World(), result.path, server.environment, said.append)
-    assert said == ["step 1 (10 runs): 12 of 12 runs read back are intact, no ghost run"]
+    assert said == ["step 1 (10 users): 12 of 12 runs read back are intact, no ghost run"]
 
 
 @pytest.mark.parametrize("lie", ["forget_experiment", "forget_model"])
@@ -296,13 +296,28 @@ def test_on_a_server_without_workspaces_all_is_in_one_place_and_a_note_says_so(t
         assert "The server has no workspaces: all tenants were in one place." in result.notes
         assert any("no workspaces" in sentence for sentence in heard.sentences)
         assert cleaned(server, result).experiments == 5
-    rows = result.rows(("op", "outcome"))
-    lacking = rows[rows["outcome"] == Outcome.not_supported]["op"]
-    # The warm-up has been told: that is once, and not in the result.
-    assert len(lacking) == 0
 
 
-def test_without_prompts_each_rank_is_told_once_and_the_audit_knows(server: FakeMlflow, tmp_path: Path) -> None:
+@pytest.mark.parametrize("client", ["wire", "stock"])
+def test_nobody_asks_for_workspaces_that_the_server_is_known_not_to_have(tmp_path: Path, client: str) -> None:
+    with serving() as server:
+        # Were it asked for them, MLflow's client would try eight times.
+        plan = replace(JOB, client=client, retries="none", warmup=0, iterations=1, artifacts=0)
+        assert play(tmp_path / "job", plan, server.environment) == 0
+        assert sum(seen.path.endswith("/workspaces") for seen in server.requests) == 1  # before the load
+    with Result(tmp_path / "job" / "result.h5") as result:
+        rows = result.rows(("op", "outcome"))
+    assert set(rows["outcome"]) == {Outcome.ok}
+    assert Operation.search_prompts in rows["op"]
+
+
+def test_who_browses_asks_for_workspaces_where_there_are_some() -> None:
+    asked = {there: counted(played(SEED, 9, place=Place("1", workspaces=there))) for there in (True, False)}
+    assert asked[True] == BROWSING
+    assert asked[False] == {name: times for name, times in BROWSING.items() if name != "list_workspaces"}
+
+
+def test_without_prompts_each_step_tells_so_and_the_audit_knows(server: FakeMlflow, tmp_path: Path) -> None:
     server.has_registry = False
     for warmup in (0, 5):
         code, result = job(server, tmp_path / f"job-{warmup}", replace(JOB, warmup=warmup))
@@ -311,8 +326,8 @@ def test_without_prompts_each_rank_is_told_once_and_the_audit_knows(server: Fake
         rows = result.rows(("op", "outcome"))
         lacking = Counter(rows["op"][rows["outcome"] != Outcome.ok].tolist())
         assert set(lacking) <= OPTIONAL
-        # Requests that are under way at once are all told.
-        assert bool(lacking) == (warmup == 0)
+        # Whatever a warm-up has found out: each step shows it again.
+        assert lacking
 
 
 # Cleaning up.
@@ -434,7 +449,7 @@ def test_cleaning_with_prefill_leaves_nothing(server: FakeMlflow, tmp_path: Path
 @pytest.mark.slow
 def test_a_real_server_has_tenants_keeps_what_they_make_and_gives_it_up_again(tmp_path: Path) -> None:
     plan = replace(FILLED, users=(5,), tenants=2, prefill_experiments=1, timeout=60)
-    with servers.start("mlflow", say=str, workers=2, workspaces=True) as server:
+    with servers.start("mlflow-sqlite,workers=2,workspaces", say=str) as server:
         code = play(tmp_path / "job", plan, server.environment)
         result = Result(tmp_path / "job" / "result.h5")
         assert code == 0

@@ -19,7 +19,7 @@ from hpcstress.plan import Plan, named
 from hpcstress.record import OPTIONAL, Operation, Outcome
 from hpcstress.replay import Part, State, compare, replay
 from hpcstress.result import Result
-from hpcstress.servers import Server
+from hpcstress.servers import Deployment
 from hpcstress.training import Training
 from hpcstress.workloads import MODULES, check, kinds, load
 from tests.fake_mlflow import FakeMlflow, Faults, serving
@@ -193,7 +193,7 @@ def told(folder: Path) -> dict[int, list[tuple[str, int]]]:
 
 
 @pytest.mark.slow
-def test_the_wire_client_sends_what_a_real_training_sends(tmp_path: Path, mlflow_server: Server) -> None:
+def test_the_wire_client_sends_what_a_real_training_sends(tmp_path: Path, mlflow_server: Deployment) -> None:
     plan = replace(JOB, runs=(2,), timeout=60)
     for client in ("stock", "wire"):
         assert play(tmp_path / client, replace(plan, client=client), mlflow_server.environment) == 0

@@ -135,6 +135,15 @@ def test_cells_of_several_results_are_merged_to_what_one_job_would_have_measured
     assert one.passed_per_second == {"get_run": 0.75, "get_x": 0.25}
 
 
+def test_merged_cells_have_the_use_of_all_of_them_by_how_long_they_lasted() -> None:
+    first = replace(cell(get_run=[1], seconds=1.0), used={"mlflow": Use(4.0, 8.0, 100.0, 400.0)})
+    second = replace(cell(get_run=[1], seconds=3.0), used={"mlflow": Use(2.0, 3.0, 20.0, 30.0), "db": Use(1, 1, 1, 1)})
+
+    (one,) = merged([first, second])
+
+    assert one.used == {"mlflow": Use(2.5, 8.0, 40.0, 400.0), "db": Use(1, 1, 1, 1)}
+
+
 def test_the_summary_is_that_of_k6(tmp_path: Path) -> None:
     made = cell(tenants=3, users=20, get_run=[*range(1, 101)])
 

@@ -52,7 +52,7 @@ def test_failures_are_in_the_times_and_not_among_the_iterations(tmp_path: Path) 
 def test_several_numbers_of_users_and_payloads_are_cases_of_their_own(tmp_path: Path) -> None:
     found = cases(tmp_path / "r.h5", scripts.batches, "log-batch", sizes=(2, 4), sweep="metrics=10,500 params=0 tags=0")
 
-    assert [case.name for case in found] == [
+    assert [case.label for case in found] == [
         "LogMetricBatch10\n2 users",
         "LogMetricBatch10\n4 users",
         "LogMetricBatch500\n2 users",
