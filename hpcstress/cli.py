@@ -33,6 +33,7 @@ from hpcstress.quantity import SWITCH, about_size, count, mask_addresses, read_f
 
 if TYPE_CHECKING:
     from hpcstress.clients.dial import Dialer
+    from hpcstress.doctor import Finding, Node
     from hpcstress.ranks import World
     from hpcstress.target import Target
 
@@ -431,18 +432,18 @@ def submit(
 
     --wait tells how they end and ends with their exit code, --follow shows what they write, too.
     """
-    from hpcstress.quantity import read_positive, read_positive_seconds
-    from hpcstress.submission import submit as submit_plans
+    from hpcstress.order import submit as submit_plans
+    from hpcstress.quantity import read_positive
 
     submission = submit_plans(
         [_resolve(plan, options) for plan in plans] if plans else [_resolve(None, options)],
-        names=[Path(plan).stem for plan in plans] if plans else None,
+        names=[Path(plan).stem for plan in plans or ()],
         nodes=nodes or 1,
         ranks_per_node=read_positive(ranks_per_node),
         site=site,
         cluster=cluster,
         scaling=scaling,
-        minutes=read_positive_seconds(time_limit) / 60,
+        time_limit=time_limit,
         account=account,
         partition=partition,
         output=output,
@@ -466,7 +467,7 @@ def _show(piece: bytes) -> None:
 @app.command
 @_planned
 def doctor(plan: PlanName = None, /, **options: Any) -> int:
-    """See from every rank whether the server can be reached, lets in, and how good files, clocks and MPI are."""
+    """See from every node whether the server can be reached, lets in, and how good files, clocks and MPI are."""
     from hpcstress.doctor import examine
     from hpcstress.estimate import estimate
     from hpcstress.preflight import check_open_files
@@ -497,25 +498,27 @@ def _named_server(uri: str) -> Dialer | None:
     return asyncio.run(way_to(uri, os.environ))
 
 
-def _print_findings(findings: list[Any], world: World, target: Target | None) -> None:
+def _print_findings(findings: list[Finding], world: World, target: Target | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from hpcstress.doctor import by_node
+
+    nodes = by_node(findings)
     where = f", server {target.uri}" if target else ""
-    table = Table(title=f"{count(world.size, 'rank')}, MPI: {world.library}{where}")
-    left = ("host", "server", "trouble")
-    for heading in ("rank", "host", "server", "round trip", "open files", "clock offset, µs", "start-up", "trouble"):
+    table = Table(title=f"{count(world.size, 'rank')} on {count(len(nodes), 'node')}, MPI: {world.library}{where}")
+    left = ("node", "ranks", "reached", "TLS", "proxy", "sign-in", "server")
+    figures = ("round trip", "clock offset, µs", "open files", "start-up")
+    for heading in (*left, *figures):
         table.add_column(heading, justify="left" if heading in left else "right", no_wrap=True)
-    for finding in findings:
+    for node in nodes:
         table.add_row(
-            str(finding.rank),
-            finding.host,
-            finding.server or "-",
-            f"{finding.round_trip * 1e3:.1f} ms" if target else "-",
-            str(finding.open_files),
-            f"{finding.clock_offset_ns / 1e3:.1f} ± {finding.clock_error_ns / 1e3:.1f}",
-            f"{finding.import_seconds:.2f} s",
-            finding.trouble or "none",
+            node.name,
+            node.ranks,
+            *(_way_of(node, target) if target else ["-"] * 6),
+            f"{node.clock_offset_ns / 1e3:.1f} ± {node.clock_error_ns / 1e3:.1f}",
+            str(node.open_files),
+            f"{node.import_seconds:.2f} s",
         )
     console = Console()
     # What is piped through a launcher has no width of its own: a table that wraps is hard to read and to search.
@@ -523,6 +526,25 @@ def _print_findings(findings: list[Any], world: World, target: Target | None) ->
     with console.capture() as drawn:
         console.print(table)
     print(drawn.get(), end="")
+    if len(findings) > len(nodes):
+        print("Of the ranks of a node, the worst figures are shown.")
+    for node in nodes:
+        for trouble in node.troubles:
+            print(f"{node.name}: {trouble}")
+
+
+def _way_of(node: Node, target: Target) -> list[str]:
+    """Return the cells about a node's way to the server: reached, TLS, proxy, sign-in, server, round trip."""
+    tls = f"{node.tls}{', unchecked' if target.insecure else ''}" if node.tls else "none"
+    proxy = f"{target.proxy.scheme}://{target.proxy.host}:{target.proxy.port}" if target.proxy else "none"
+    return [
+        {0: "no", node.size: "yes"}.get(node.reached, f"{node.reached} of {node.size}"),
+        tls if node.reached else "-",
+        proxy,
+        target.sign_in if node.server else "-",
+        node.server or "-",
+        f"{node.round_trip * 1e3:.1f} ms" if node.server else "-",
+    ]
 
 
 @app.command

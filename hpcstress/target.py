@@ -155,6 +155,14 @@ class Target:
         return self.authorization if self.token is None else f"Bearer {self.token.access}"
 
     @property
+    def sign_in(self) -> str:
+        """Return how one signs in: at `Mantik`, with a `password`, a `token`, or `none`."""
+        if self.mantik is not None:
+            return "Mantik"
+        kinds = {"Basic": "password", "Bearer": "token"}
+        return "none" if self.authorization is None else kinds[self.authorization.partition(" ")[0]]
+
+    @property
     def relayed(self) -> bool:
         """Tell whether an HTTP proxy reads and passes on every request, as it does for http:// targets."""
         return self.proxy is not None and self.proxy.scheme == "http" and not self.tls

@@ -81,14 +81,16 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeMlflow], None]:
 # Help.
 
 
-@pytest.mark.parametrize("name", ["", "plan", "workloads", "serve", "doctor", "recover", "audit", "clean", "report"])
+@pytest.mark.parametrize(
+    "name", ["", "plan", "workloads", "serve", "doctor", "submit", "recover", "audit", "clean", "report"]
+)
 def test_every_command_explains_itself(hpcstress: Command, name: str) -> None:
     code, told, complaints = hpcstress(*name.split(), "--help")
     assert (code, complaints) == (0, "")
     assert f"Usage: hpcstress {name}".rstrip() in told
 
 
-@pytest.mark.parametrize("name", ["", "plan", "doctor"])
+@pytest.mark.parametrize("name", ["", "plan", "doctor", "submit"])
 def test_the_options_of_a_plan_are_explained_wherever_a_plan_is_taken(hpcstress: Command, name: str) -> None:
     told = hpcstress(*name.split(), "--help")[1]
     for option in OPTIONS:
@@ -462,8 +464,8 @@ def test_the_doctor_finds_a_healthy_server_healthy(hpcstress: Command, at: Calla
         code, told, complaint = hpcstress("doctor")
         assert not server.load()
     assert (code, complaint) == (0, "")
-    assert "1 rank, MPI: none, server " + server.uri in told
-    assert re.search(r"│ +0 │ \S+ +│ 3\.17\.2 │ .* ms │ .* │ none ", told)
+    assert "1 rank on 1 node, MPI: none, server " + server.uri in told
+    assert re.search(r"│ \S+ +│ 0 +│ yes +│ none │ none +│ password │ 3\.17\.2 │ .* ms │ .* s │\n", told)
 
 
 def test_the_doctor_examines_the_machine_alone_if_there_is_no_server(hpcstress: Command) -> None:
@@ -478,7 +480,8 @@ def test_the_doctor_ends_with_1_when_it_finds_trouble(hpcstress: Command, at: Ca
         at(server)
         code, told, _ = hpcstress("doctor")
     assert code == 1
-    assert "answered 503" in told
+    assert re.search(r"│ yes +│ none │ none +│ - +│ - +│ +- │", told)
+    assert re.search(r"^\S+: The server \S+ answered 503 ", told, re.MULTILINE)
 
 
 def test_the_doctor_tells_when_too_few_files_can_be_opened(hpcstress: Command) -> None:

@@ -200,7 +200,42 @@ def test_the_doctor_hears_every_rank(tmp_path: Path) -> None:
     ):
         code, told, complaint = job.end()
     assert (code, complaint) == (0, "")
-    assert [line.split("│")[1].strip() for line in told.splitlines() if "3.17.2" in line] == ["0", "1", "2"]
+    assert "3 ranks on 1 node, MPI: MPICH" in told
+    [cells] = [[cell.strip() for cell in line.split("│")] for line in told.splitlines() if "3.17.2" in line]
+    assert cells[2:4] == ["0-2", "yes"]
+
+
+def test_where_rank_0_does_not_reach_the_server_nobody_signs_in_and_the_others_say_whether_they_would(
+    tmp_path: Path,
+) -> None:
+    with serving() as gone:
+        pass
+    with serving(password="correct-horse") as server:
+        doctor = [sys.executable, "-m", "hpcstress", "doctor"]
+        command = [
+            MPIEXEC,
+            "-n",
+            "1",
+            "-env",
+            "MLFLOW_TRACKING_URI",
+            gone.uri,
+            "-env",
+            "SLURMD_NODENAME",
+            "n1",
+            *doctor,
+        ]
+        command += [":", "-n", "2", "-env", "SLURMD_NODENAME", "n2", *doctor]
+        with launched_as(command, cwd=tmp_path, **server.environment) as job:
+            code, told, complaint = job.end()
+        assert server.requests == []
+    assert (code, complaint) == (1, "")
+    cells = {
+        row[1]: row[2:4]
+        for row in ([cell.strip() for cell in line.split("│")] for line in told.splitlines())
+        if row[1:]
+    }
+    assert (cells["n1"], cells["n2"]) == (["0", "no"], ["1-2", "yes"])
+    assert f"n1: The server {gone.uri} cannot be reached" in told
 
 
 def test_a_journal_that_cannot_be_written_on_one_rank_is_everybodys_refusal(tmp_path: Path) -> None:

@@ -1,0 +1,192 @@
+"""What is submitted: plans on nodes, as jobs that follow each other, all refused here that can be refused before.
+
+A job is `python -m hpcstress` with the plan in its words, so that it needs no file but the ones it writes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hpcstress import executors
+from hpcstress.errors import Refusal, UsageRefusal
+from hpcstress.executors import Order
+from hpcstress.folder import RunFolder, default_path
+from hpcstress.launcher import promised_size
+from hpcstress.plan import Plan, named
+from hpcstress.quantity import count, nearest, read_positive, read_positive_seconds
+from hpcstress.site import Site
+from hpcstress.site import named as site_named
+from hpcstress.submission import Job, Submission
+from hpcstress.target import is_named
+from hpcstress.workloads import MODULES, check
+
+CLUSTERS = {"slurm": executors.slurm, "local": executors.local, "debug": executors.debug}
+SCALINGS = ("strong", "weak")
+
+_SLURM = ("sbatch", "srun", "squeue", "scancel")
+
+
+def submit(
+    plan: str | Plan | Sequence[str | Plan],
+    *,
+    nodes: int | Sequence[int] = 1,
+    ranks_per_node: int = 1,
+    site: str | Site = "generic",
+    cluster: str = "slurm",
+    scaling: str = "strong",
+    time_limit: str | float = "30m",
+    account: str = "",
+    partition: str = "",
+    output: Path | str | None = None,
+    names: Sequence[str] = (),
+    **options: Any,
+) -> Submission:
+    """Submit plans, each on every number of nodes; options of a plan change all of them. No job is waited for.
+
+    Jobs follow each other, because they would falsify each other's figures: the plans of one number of nodes are an
+    array of Slurm's. With weak scaling the runs grow as the nodes do. Each job may take as long as the time limit
+    says, in seconds or as `2h`. Raises a Refusal with a sentence.
+    """
+    for value, known, option in ((cluster, [*CLUSTERS], "--cluster"), (scaling, SCALINGS, "--scaling")):
+        if value not in known:
+            raise UsageRefusal(f"{option}: {value!r} is not known here. {nearest(value, known)}")
+    if (promised_size(os.environ) or 1) > 1:
+        raise UsageRefusal("hpcstress submit starts the ranks itself: call it once, without mpiexec or srun.")
+    profile = _profile(site, cluster, account, partition)
+    minutes = math.ceil(read_positive_seconds(time_limit) / 60)
+    plans = _named([plan] if isinstance(plan, (str, Plan)) else [*plan], names, options)
+    sizes = sorted({read_positive(size) for size in ([nodes] if isinstance(nodes, int) else nodes)})
+    folder = Path(output) if output is not None else default_path(next(iter(plans)), time.time())
+    folder = folder.expanduser().absolute()
+    jobs = _jobs(folder, plans, sizes, _ranks(ranks_per_node, profile), scaling)
+    {"slurm": _check_slurm, "local": _check_local, "debug": _check_debug}[cluster](jobs)
+    _create(folder)
+    try:
+        return CLUSTERS[cluster](Order(folder, _records(folder), jobs, profile, minutes))
+    except Refusal:
+        # Nothing of it runs.
+        shutil.rmtree(folder)
+        raise
+
+
+def _records(folder: Path) -> Path:
+    return folder / "submission"
+
+
+def _profile(site: str | Site, cluster: str, account: str, partition: str) -> Site:
+    if cluster == "slurm":
+        profile = site_named(site) if isinstance(site, str) else site
+        return replace(profile, account=account or profile.account, partition=partition or profile.partition)
+    if site != "generic" or account or partition:
+        raise UsageRefusal(f"--site, --account and --partition are Slurm's: leave them out with --cluster {cluster}.")
+    return Site()
+
+
+def _ranks(per_node: int, site: Site) -> int:
+    if site.cores_per_node and read_positive(per_node) > site.cores_per_node:
+        raise UsageRefusal(
+            f"--ranks-per-node: a node has {site.cores_per_node} cores, {per_node} ranks would share them: "
+            "take more nodes."
+        )
+    return read_positive(per_node)
+
+
+def _named(plans: Sequence[str | Plan], names: Sequence[str], options: Mapping[str, Any]) -> dict[str, Plan]:
+    """Return the plans under names that can be those of folders, no two alike."""
+    if not plans:
+        raise UsageRefusal("There is no plan to submit: name one, such as parallel-runs.")
+    names = names or [entry.workload if isinstance(entry, Plan) else Path(entry).stem for entry in plans]
+    names = [re.sub(r"[^\w.-]+", "-", name) for name in names]
+    if len({*names}) < len(names):
+        names = [f"{place}-{name}" for place, name in enumerate(names, 1)]
+    return dict(zip(names, (_plan(entry, options) for entry in plans), strict=True))
+
+
+def _plan(entry: str | Plan, options: Mapping[str, Any]) -> Plan:
+    plan = entry if isinstance(entry, Plan) else named(entry, [*MODULES], [])
+    plan = plan.with_options(options)
+    check(plan)
+    return plan
+
+
+def _jobs(
+    folder: Path, plans: Mapping[str, Plan], sizes: Sequence[int], ranks_per_node: int, scaling: str
+) -> list[Job]:
+    alone = len(plans) * len(sizes) == 1
+    jobs = []
+    for nodes in sizes:
+        for name, plan in plans.items():
+            ranks = nodes * ranks_per_node
+            label = f"{name}-{nodes}x{ranks_per_node}"
+            grown = _grown(plan, nodes, sizes[0]) if scaling == "weak" else plan
+            if ranks > max(grown.steps):
+                noun = "user" if grown.users else "run"
+                raise UsageRefusal(
+                    f"{count(ranks, 'rank')} on {count(nodes, 'node')} are more than the largest step of {name} has: "
+                    f"{count(max(grown.steps), noun)}. Take fewer ranks, or give more --{noun}s."
+                )
+            place = folder if alone else folder / label
+            jobs.append(Job(label, grown, nodes, ranks, RunFolder(place), _records(folder) / f"{label}.code"))
+    return jobs
+
+
+def _grown(plan: Plan, nodes: int, least: int) -> Plan:
+    """Return a plan with as many times the runs, users and arrivals as there are times the nodes."""
+
+    def grow(sizes: Sequence[int]) -> list[int]:
+        return [-(-size * nodes // least) for size in sizes]
+
+    return plan.with_options({"runs": grow(plan.runs), "users": grow(plan.users), "rate": plan.rate * nodes / least})
+
+
+def _check_slurm(jobs: Sequence[Job]) -> None:
+    missing = [program for program in _SLURM if shutil.which(program) is None]
+    if missing:
+        raise Refusal(
+            f"There is no Slurm here ({', '.join(missing)} not on the PATH): call this on a login node, "
+            "or use --cluster local."
+        )
+    try:
+        import submitit  # noqa: F401
+    except ImportError:
+        raise Refusal("submitit is missing, which submits to Slurm: pip install submitit") from None
+    if os.environ.get("SBATCH_EXPORT", "ALL").partition(",")[0] != "ALL":
+        raise UsageRefusal("SBATCH_EXPORT keeps the environment, in which the sign-in travels, from the job: unset it.")
+    for job in jobs:
+        if job.nodes > 1 and job.plan.client != "null" and not is_named(job.plan.uri, os.environ):
+            raise UsageRefusal(
+                f"--nodes: a server that hpcstress starts itself is reached on one node only, and {job.label} has "
+                f"{job.nodes}: give --uri or MLFLOW_TRACKING_URI."
+            )
+
+
+def _check_local(jobs: Sequence[Job]) -> None:
+    launcher = executors.mpiexec()
+    if max(job.ranks for job in jobs) > 1 and not launcher.exists():
+        raise Refusal(f"There is no {launcher}: install an MPI beside this Python, `pip install 'hpcstress[mpich]'`.")
+
+
+def _check_debug(jobs: Sequence[Job]) -> None:
+    if len(jobs) > 1 or jobs[0].ranks > 1:
+        raise UsageRefusal(
+            "--cluster debug plays one plan as the only rank of this process: leave --nodes and --ranks-per-node out."
+        )
+
+
+def _create(folder: Path) -> None:
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            raise Refusal(f"{folder} is not empty, and a job has a folder of its own: choose another --output.")
+        _records(folder).mkdir(parents=True)
+    except OSError as error:
+        raise Refusal(
+            f"The output folder {folder} cannot be written ({error.strerror}): choose another --output."
+        ) from None
