@@ -29,7 +29,7 @@ class Site:
     python: str = ""
     cores_per_node: int = 0
     setup: tuple[str, ...] = ()
-    sbatch: dict[str, str] = field(default_factory=dict)
+    sbatch: dict[str, str | bool] = field(default_factory=dict)
 
     def preamble(self) -> list[str]:
         """Return the lines of shell that come before `srun`."""
@@ -107,13 +107,23 @@ def _lines(value: object) -> tuple[str, ...]:
     return tuple(map(read_text, value))
 
 
-def _options(value: object) -> dict[str, str]:
+def _options(value: object) -> dict[str, str | bool]:
     if not isinstance(value, dict):
         raise UsageRefusal(f"{value!r} is no table: write a line [sbatch], below it options such as gres = 'gpu:4'.")
     for name in value:
         if not _NAME.fullmatch(name):
             raise UsageRefusal(f"{name!r} is no option of sbatch: write the long one without its --, such as gres.")
-    return {name: read_text(str(told) if isinstance(told, int) else told) for name, told in value.items()}
+        if name in _OURS:
+            raise UsageRefusal(f"{name} is what hpcstress itself tells sbatch: leave it out.")
+    # What is true is an option without a value.
+    return {
+        name: True if told is True else read_text(str(told) if type(told) is int else told)
+        for name, told in value.items()
+    }
 
 
-_READERS = {"str": _word, "int": read_count, "tuple[str, ...]": _lines, "dict[str, str]": _options}
+_OURS = (
+    *("array", "cpus-per-task", "dependency", "error", "export", "job-name", "nodes", "ntasks", "ntasks-per-node"),
+    *("open-mode", "output", "signal", "time"),
+)
+_READERS = {"str": _word, "int": read_count, "tuple[str, ...]": _lines, "dict[str, str | bool]": _options}

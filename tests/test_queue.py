@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hpcstress.queue import GONE, State, ask, cancel
+from tests.fake_slurm import FakeSlurm, install
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    return install(tmp_path / "bin", monkeypatch)
+
+
+def test_slurm_is_asked_once_for_all_jobs(slurm: FakeSlurm) -> None:
+    slurm.queue("17_0|RUNNING|None|n[1-2]", "17_1|PENDING|JobArrayTaskLimit|", "18|COMPLETED|None|n1")
+    assert ask(["17_0", "17_1", "18"]) == {
+        "17_0": State("RUNNING", "None", "n[1-2]"),
+        "17_1": State("PENDING", "JobArrayTaskLimit", ""),
+        "18": State("COMPLETED", "None", "n1"),
+    }
+    asked = (slurm.folder / "asked").read_text().splitlines()
+    assert len(asked) == 1
+    assert "--jobs=17_0,17_1,18" in asked[0]
+
+
+def test_lines_that_are_none_are_left_out(slurm: FakeSlurm) -> None:
+    slurm.queue("a note of the site", "18|RUNNING|None|n1")
+    assert ask(["18"]) == {"18": State("RUNNING", "None", "n1")}
+
+
+def test_a_slurm_that_does_not_answer_is_no_end_of_a_job(slurm: FakeSlurm) -> None:
+    assert ask(["18"]) is None
+
+
+def test_a_job_that_slurm_has_forgotten_is_over(slurm: FakeSlurm) -> None:
+    (slurm.folder / "squeue").write_text(
+        "#!/bin/sh\necho 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
+    )
+    assert ask(["18"]) == {}
+    assert GONE.over
+
+
+def test_without_slurm_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert ask(["18"]) is None
+
+
+def test_a_job_is_cancelled_by_its_number(slurm: FakeSlurm) -> None:
+    cancel("18")
+    assert slurm.cancelled == ["18"]
+
+
+@pytest.mark.parametrize(
+    ("state", "is_so"),
+    [
+        (State("PENDING", "Resources"), "waits"),
+        (State("PENDING", "AccountNotAllowed"), "waits hopeless"),
+        (State("REQUEUED"), "waits"),
+        (State("RUNNING"), "runs"),
+        (State("RUNNING", "AccountNotAllowed"), "runs"),
+        (State("COMPLETING"), "runs"),
+        (State("COMPLETED"), "over"),
+        (State("CANCELLED"), "over"),
+        (State("NODE_FAIL"), "over"),
+    ],
+)
+def test_a_job_waits_or_runs_or_is_over(state: State, is_so: str) -> None:
+    assert [word for word in ("waits", "runs", "over", "hopeless") if getattr(state, word)] == is_so.split()

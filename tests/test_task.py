@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from hpcstress.task import Launch, main, play
+from tests.mpi.launch import until
+
+
+def program(text: str) -> list[str]:
+    return [sys.executable, "-I", "-S", "-c", text]
+
+
+def ended_with(tmp_path: Path, launch: Launch, text: str, name: str = "code") -> str:
+    launch.run(program(text), tmp_path / name)
+    return (tmp_path / name).read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [("", "0"), ("raise SystemExit(3)", "3"), ("import os; os.kill(os.getpid(), 9)", "137")],
+)
+def test_what_a_job_ended_with_is_written_down_as_shells_count(tmp_path: Path, text: str, code: str) -> None:
+    assert ended_with(tmp_path, Launch(60), text) == code
+
+
+PATIENT = """
+import signal, sys, time
+signal.signal(signal.SIGINT, lambda *_: sys.exit(3))
+open({ready!r}, "w").close()
+while True: time.sleep(0.01)
+"""
+STUBBORN = PATIENT.replace("lambda *_: sys.exit(3)", "signal.SIG_IGN")
+
+
+@pytest.mark.parametrize(("text", "code"), [(PATIENT, "3"), (STUBBORN, "137")])
+def test_a_job_whose_time_is_over_may_write_its_result_and_is_killed_if_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str, code: str
+) -> None:
+    wait = subprocess.Popen.wait
+
+    def over(process: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+        if timeout == 7:
+            until((tmp_path / "ready").exists)
+            raise subprocess.TimeoutExpired("it", timeout)
+        return wait(process, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", over)
+    launch = Launch(7, grace=30 if code == "3" else 0.05)
+    assert ended_with(tmp_path, launch, text.format(ready=str(tmp_path / "ready"))) == code
+    assert capsys.readouterr().err == "The time limit is reached.\n"
+
+
+def test_a_stop_ends_what_runs_and_nothing_more_is_started(tmp_path: Path) -> None:
+    launch = Launch(60)
+
+    def stop() -> None:
+        until((tmp_path / "ready").exists)
+        launch.stop()
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    assert ended_with(tmp_path, launch, PATIENT.format(ready=str(tmp_path / "ready"))) == "3"
+    stopper.join()
+    launch.run(program(""), tmp_path / "second")
+    assert not (tmp_path / "second").exists()
+
+
+def test_jobs_of_a_file_follow_each_other_and_signals_are_heard(tmp_path: Path) -> None:
+    jobs = [
+        {
+            "command": program(f"import os; print(); os.mkdir({str(tmp_path / 'one')!r})"),
+            "code_file": str(tmp_path / "1"),
+        },
+        {"command": program(f"import os; os.rmdir({str(tmp_path / 'one')!r})"), "code_file": str(tmp_path / "2")},
+    ]
+    (tmp_path / "jobs.json").write_text(json.dumps({"seconds": 60, "jobs": jobs}))
+    heard: list[int] = []
+    main(tmp_path / "jobs.json", listen=lambda number, _: heard.append(number))
+    assert ((tmp_path / "1").read_text(), (tmp_path / "2").read_text()) == ("0", "0")
+    assert heard == [signal.SIGINT, signal.SIGTERM]
+
+
+@pytest.mark.filterwarnings("ignore:Cyclopts application invoked")
+def test_a_task_is_the_tool_with_its_words_and_ends_with_its_code(capsys: pytest.CaptureFixture[str]) -> None:
+    before = sys.argv
+    with pytest.raises(SystemExit) as end:
+        play(["--runs=ten"])
+    assert end.value.code == 2
+    assert "The ladder 'ten'" in capsys.readouterr().err
+    assert sys.argv is before
