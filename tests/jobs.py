@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,18 +52,18 @@ def play(folder: Path, plan: Plan, environment: Mapping[str, str], progress: Pro
 
 _DIE_WITH_PARENT = """
 import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-os.execvp(sys.argv[1], sys.argv[1:])
+ctypes.CDLL(None).prctl(1, int(sys.argv[1]))
+os.execvp(sys.argv[2], sys.argv[2:])
 """
 
 
-def mortal(command: list[str]) -> list[str]:
-    """Return a command line whose process is ended when its parent has ended, however that was.
+def mortal(command: list[str], number: int = signal.SIGTERM) -> list[str]:
+    """Return a command line whose process is ended by a signal when its parent has ended, however that was.
 
     A test that takes too long is not interrupted, because uvloop loses exceptions of signal handlers: all tests are
     ended at once, and no `finally` of theirs is reached.
     """
-    return [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, *command]
+    return [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(int(number)), *command]
 
 
 def requests(result: Result) -> Rows:

@@ -18,7 +18,7 @@ from tests.jobs import mortal
 MPIEXEC = str(Path(sys.prefix) / "bin" / "mpiexec")
 ROOT = Path(__file__).parents[2]
 # Ranks talk over loopback and listen nowhere else.
-_LOCAL = {"MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp", "FI_TCP_IFACE": "lo"}
+LOCAL = {"MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp", "FI_TCP_IFACE": "lo"}
 _MARK = "HPCSTRESS_TEST_JOB"
 # What MPICH leaves behind when a job is killed. It takes no notice of TMPDIR.
 _LEFT = ((Path("/dev/shm"), "mpich_shm_*"), (Path("/tmp"), "hydra_hwloc_xmlfile_*"))
@@ -94,7 +94,7 @@ def launched_as(command: list[str], *, cwd: Path, **environment: str) -> Iterato
     # A session of its own: signals to its group are those of its terminal.
     process = subprocess.Popen(
         mortal(command),
-        env=os.environ | _LOCAL | {"PYTHONPATH": str(ROOT), _MARK: mark} | environment,
+        env=os.environ | LOCAL | {"PYTHONPATH": str(ROOT), _MARK: mark} | environment,
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,8 @@ _CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
-SlurmUser={user}
-SlurmdUser={user}
+SlurmUser=root
+SlurmdUser=root
 AuthType=auth/none
 CredType=cred/none
 StateSaveLocation={folder}/state
@@ -47,6 +48,7 @@ KillWait=2
 AccountingStorageType=accounting_storage/none
 PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 PartitionName=short Nodes=ALL MaxTime=1 State=UP
+PartitionName=paid Nodes=ALL AllowAccounts=payers State=UP
 """
 _NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=32 Boards=1 SocketsPerBoard=1 "
 _NODE += "CoresPerSocket=32 ThreadsPerCore=1 RealMemory=4000 State=UNKNOWN\n"
@@ -125,34 +127,22 @@ def cluster(folder: Path) -> Iterator[Cluster]:
     controllers, *nodes = _ports(1 + len(NODES))
     for name in ("state", "spool", "tmp", "log", "login"):
         (folder / name).mkdir()
-    text = _CONFIGURATION.format(host=host, port=controllers, folder=folder, user="root")
+    text = _CONFIGURATION.format(host=host, port=controllers, folder=folder)
     text += "".join(_NODE.format(name=name, host=host, port=port) for name, port in zip(NODES, nodes, strict=True))
     configuration = folder / "slurm.conf"
     configuration.write_text(text)
     made = Cluster(folder, folder / "login")
-    # A node sees an empty folder there, which it cannot write: a mount of its own, gone when it ends.
-    hidden = f'mount -t tmpfs -o ro none {made.login_only} && exec "$@"'
-    commands = [[str(_found("slurmctld")), "-D", "-f", str(configuration)]]
-    commands += [
-        [
-            "unshare",
-            "--mount",
-            "sh",
-            "-c",
-            hidden,
-            "sh",
-            str(_found("slurmd")),
-            "-D",
-            "-f",
-            str(configuration),
-            "-N",
-            name,
-        ]
-        for name in NODES
-    ]
+    # A node has its own processes, which all end when it does: also the steps, which outlive slurmd. Where others have
+    # the folder of the login node, it has an empty one, which it cannot write.
+    hidden = f'mount -t tmpfs -o ro none {made.login_only} && "$@"'
+    node = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", hidden, "sh"]
+    node += [str(_found("slurmd")), "-D", "-f", str(configuration), "-N"]
+    controller = [str(_found("slurmctld")), "-D", "-f", str(configuration)]
+    log = folder / "log" / "daemons"
     with ExitStack() as stack:
-        for command in commands:
-            stack.enter_context(_daemon(command, folder / "log" / "daemons"))
+        stack.enter_context(_daemon(controller, log, signal.SIGTERM))
+        for name in NODES:
+            stack.enter_context(_daemon([*node, name], log, signal.SIGKILL))
         until(lambda: _up(made))
         try:
             yield made
@@ -168,11 +158,11 @@ def _up(made: Cluster) -> bool:
 
 
 @contextmanager
-def _daemon(command: Sequence[str], log: Path) -> Iterator[None]:
+def _daemon(command: list[str], log: Path, end: signal.Signals) -> Iterator[None]:
     with log.open("ab") as file:
-        process = subprocess.Popen(mortal([*command]), stdout=file, stderr=file, cwd=ROOT, start_new_session=True)
+        process = subprocess.Popen(mortal(command, end), stdout=file, stderr=file, cwd=ROOT, start_new_session=True)
     try:
         yield
     finally:
-        process.terminate()
+        process.send_signal(end)
         process.wait(timeout=60)

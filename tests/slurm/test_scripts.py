@@ -50,7 +50,7 @@ def test_the_generic_script_plays_what_its_words_say(cluster: Cluster, tmp_path:
 def test_an_array_plays_one_plan_after_the_other(cluster: Cluster, tmp_path: Path) -> None:
     with serving() as server:
         script = str(ROOT / "slurm" / "array.sbatch")
-        words = [*TINY, "--runs=2"]
+        words = [*TINY, "--users=2", "--iterations=2", "--duration=0"]
         code, log = sbatch(cluster, tmp_path, "--nodes=2", "--ntasks-per-node=1", script, *words, **server.environment)
         assert code == 0, log
     began = {}

@@ -55,3 +55,17 @@ def test_sixty_four_ranks(cluster: Cluster, tmp_path: Path) -> None:
         assert result.complete
         assert result.table("audit")["intact"].tolist() == [64]
         assert len(result.table("ranks")) == 64
+
+
+def test_the_doctor_has_a_row_for_every_node(cluster: Cluster, tmp_path: Path) -> None:
+    with serving(password="correct-horse") as server:
+        where = ("--mpi=pmi2", "-n8", "--ntasks-per-node=2")
+        code, told, complaints = run(cluster, tmp_path, server, "doctor", where=where)
+        assert not server.load()
+    assert (code, complaints) == (0, "")
+    assert "8 ranks on 4 nodes, MPI: MPICH" in told
+    rows = [[cell.strip() for cell in line.split("│")[1:7]] for line in told.splitlines() if "3.17.2" in line]
+    assert rows == [
+        [node, ranks, "yes", "none", "none", "password"]
+        for node, ranks in zip(("n1", "n2", "n3", "n4"), ("0-1", "2-3", "4-5", "6-7"), strict=True)
+    ]
