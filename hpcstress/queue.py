@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,6 +14,8 @@ _HOPELESS = (
     *("AccountNotAllowed", "InvalidAccount", "InvalidQOS", "QOSNotAllowed", "PartitionTimeLimit", "PartitionNodeLimit"),
     *("BadConstraints", "DependencyNeverSatisfied"),
 )
+# Of some, Slurm writes a sentence: `Job's account not permitted to use this partition (fast allows ...)`.
+_REFUSED = re.compile("Job's (account|QOS|group) ")
 _SECONDS = 30
 
 
@@ -20,8 +23,8 @@ class State(NamedTuple):
     """Hold what Slurm says about one job, in its own words."""
 
     name: str
-    reason: str = ""
     nodes: str = ""
+    reason: str = ""
 
     @property
     def waits(self) -> bool:
@@ -31,7 +34,7 @@ class State(NamedTuple):
     @property
     def hopeless(self) -> bool:
         """Tell whether the job waits for what will never be."""
-        return self.waits and self.reason in _HOPELESS
+        return self.waits and (self.reason in _HOPELESS or _REFUSED.match(self.reason) is not None)
 
     @property
     def runs(self) -> bool:
@@ -44,19 +47,19 @@ class State(NamedTuple):
         return not (self.waits or self.runs)
 
 
-GONE = State("GONE", "Slurm does not know it any more")
+GONE = State("GONE", "", "Slurm does not know it any more")
 
 
 def ask(jobs: Sequence[str]) -> dict[str, State] | None:
     """Return the states of the jobs that Slurm still knows, by their ids; None if it does not answer."""
-    command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(jobs)}", "--format=%i|%T|%r|%N"]
+    command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(jobs)}", "--format=%i|%T|%N|%r"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
     except (OSError, subprocess.TimeoutExpired):
         return None
     if answer.returncode:
         return {} if "Invalid job id" in answer.stderr else None
-    lines = (line.strip().split("|") for line in answer.stdout.splitlines())
+    lines = (line.strip().split("|", 3) for line in answer.stdout.splitlines())
     return {words[0]: State(*words[1:]) for words in lines if len(words) == 4}
 
 

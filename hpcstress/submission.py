@@ -132,7 +132,8 @@ class _Watch:
         for job in left:
             state = self._states[job.id]
             if state.waits:
-                self._once(job.id, f"Job {job.id} ({job.label}) waits in the queue: {state.reason}.")
+                why = f": {state.reason}" if state.reason != "None" else ""
+                self._once(job.id, f"Job {job.id} ({job.label}) waits in the queue{why}.")
             elif state.runs:
                 self._once(job.id, f"Job {job.id} ({job.label}) runs on {state.nodes}.")
 

@@ -14,11 +14,11 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
 
 
 def test_slurm_is_asked_once_for_all_jobs(slurm: FakeSlurm) -> None:
-    slurm.queue("17_0|RUNNING|None|n[1-2]", "17_1|PENDING|JobArrayTaskLimit|", "18|COMPLETED|None|n1")
+    slurm.queue("17_0|RUNNING|n[1-2]|None", "17_1|PENDING||JobArrayTaskLimit", "18|COMPLETED|n1|None")
     assert ask(["17_0", "17_1", "18"]) == {
-        "17_0": State("RUNNING", "None", "n[1-2]"),
-        "17_1": State("PENDING", "JobArrayTaskLimit", ""),
-        "18": State("COMPLETED", "None", "n1"),
+        "17_0": State("RUNNING", "n[1-2]", "None"),
+        "17_1": State("PENDING", "", "JobArrayTaskLimit"),
+        "18": State("COMPLETED", "n1", "None"),
     }
     asked = (slurm.folder / "asked").read_text().splitlines()
     assert len(asked) == 1
@@ -26,8 +26,8 @@ def test_slurm_is_asked_once_for_all_jobs(slurm: FakeSlurm) -> None:
 
 
 def test_lines_that_are_none_are_left_out(slurm: FakeSlurm) -> None:
-    slurm.queue("a note of the site", "18|RUNNING|None|n1")
-    assert ask(["18"]) == {"18": State("RUNNING", "None", "n1")}
+    slurm.queue("a note of the site", "18|RUNNING|n1|a | b")
+    assert ask(["18"]) == {"18": State("RUNNING", "n1", "a | b")}
 
 
 def test_a_slurm_that_does_not_answer_is_no_end_of_a_job(slurm: FakeSlurm) -> None:
@@ -55,11 +55,12 @@ def test_a_job_is_cancelled_by_its_number(slurm: FakeSlurm) -> None:
 @pytest.mark.parametrize(
     ("state", "is_so"),
     [
-        (State("PENDING", "Resources"), "waits"),
-        (State("PENDING", "AccountNotAllowed"), "waits hopeless"),
+        (State("PENDING", "", "Resources"), "waits"),
+        (State("PENDING", "", "AccountNotAllowed"), "waits hopeless"),
+        (State("PENDING", "", "Job's account not known, so it can't use this partition"), "waits hopeless"),
         (State("REQUEUED"), "waits"),
         (State("RUNNING"), "runs"),
-        (State("RUNNING", "AccountNotAllowed"), "runs"),
+        (State("RUNNING", "", "AccountNotAllowed"), "runs"),
         (State("COMPLETING"), "runs"),
         (State("COMPLETED"), "over"),
         (State("CANCELLED"), "over"),

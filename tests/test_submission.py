@@ -117,9 +117,9 @@ def test_of_several_jobs_the_first_code_that_is_not_0_counts(tmp_path: Path) -> 
 
 def test_waiting_running_and_ending_are_told_once_each(tmp_path: Path, slurm: FakeSlurm) -> None:
     one = job(tmp_path)
-    slurm.queue("17|PENDING|Resources|")
+    slurm.queue("17|PENDING||Resources")
     acts = {
-        "waits": lambda: slurm.queue("17|RUNNING|None|n[1-2]"),
+        "waits": lambda: slurm.queue("17|RUNNING|n[1-2]|None"),
         "runs on": lambda: end(one, 0, result=True),
     }
     code, said = waited(submitted(tmp_path, one), acts)
@@ -141,7 +141,7 @@ def test_a_slurm_that_is_silent_for_a_while_ends_nothing(tmp_path: Path, slurm: 
 
 @pytest.mark.parametrize("reason", ["AccountNotAllowed", "PartitionTimeLimit", "InvalidQOS"])
 def test_a_job_that_would_never_start_is_cancelled(tmp_path: Path, slurm: FakeSlurm, reason: str) -> None:
-    slurm.queue(f"17|PENDING|{reason}|")
+    slurm.queue(f"17|PENDING||{reason}")
     code, said = waited(submitted(tmp_path, job(tmp_path)))
     assert (code, slurm.cancelled) == (1, ["17"])
     assert said[-1].startswith(
@@ -152,8 +152,8 @@ def test_a_job_that_would_never_start_is_cancelled(tmp_path: Path, slurm: FakeSl
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("17|CANCELLED|None|", "Job 17 (plan-17) was cancelled while it waited in the queue: nothing was sent."),
-        ("17|FAILED|RaisedSignal:53(Real-time_signal_19)|n1", "ended before it could write its log (RaisedSignal:53"),
+        ("17|CANCELLED||None", "Job 17 (plan-17) was cancelled while it waited in the queue: nothing was sent."),
+        ("17|FAILED|n1|RaisedSignal:53(Real-time_signal_19)", "ended before it could write its log (RaisedSignal:53"),
         (
             "",
             "ended before it could write its log (Slurm does not know it any more): the compute nodes cannot write to",
@@ -184,7 +184,7 @@ def test_a_job_whose_script_was_killed_is_told_and_never_waited_for(
     one = job(tmp_path)
     end(one, 0, journals=journals)
     one.code_file.unlink()
-    slurm.queue(f"17|{state}|None|n1")
+    slurm.queue(f"17|{state}|n1|None")
     code, [said] = waited(submitted(tmp_path, one))
     assert said.startswith(f"Job 17 (plan-17) {sentence} ")
     assert code == (3 if journals else 1)
@@ -195,7 +195,7 @@ def test_what_a_dying_job_has_written_may_come_a_little_late(
     tmp_path: Path, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = job(tmp_path)
-    slurm.queue("17|COMPLETED|None|n1")
+    slurm.queue("17|COMPLETED|n1|None")
     looks: list[float] = []
 
     def look(_seconds: float) -> None:
@@ -213,7 +213,7 @@ def test_what_a_dying_job_has_written_may_come_a_little_late(
 
 def test_what_jobs_write_is_followed_to_its_last_byte_and_once(tmp_path: Path, slurm: FakeSlurm) -> None:
     one = job(tmp_path)
-    slurm.queue("17|RUNNING|None|n1")
+    slurm.queue("17|RUNNING|n1|None")
     one.logs[0].write_bytes(b"first\n")
     heard: list[bytes] = []
 
@@ -229,7 +229,7 @@ def test_what_jobs_write_is_followed_to_its_last_byte_and_once(tmp_path: Path, s
 
 def test_who_gives_up_waiting_is_told_how_to_end_the_jobs(tmp_path: Path, slurm: FakeSlurm) -> None:
     jobs = [job(tmp_path, name) for name in ("17_0", "17_1", "18")]
-    slurm.queue("17_0|RUNNING|None|n1")
+    slurm.queue("17_0|RUNNING|n1|None")
 
     def give_up(_sentence: str) -> None:
         raise KeyboardInterrupt

@@ -182,7 +182,9 @@ def test_a_job_that_is_cancelled_in_the_queue_is_told(cluster: Cluster) -> None:
 
 
 def test_what_slurm_refuses_at_once_is_told_and_nothing_is_left(tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match=r"invalid partition specified.*\. If that is not it, correct --account, --part"):
+    with pytest.raises(
+        Refusal, match=r"Invalid partition name specified\. If that is not it, correct --account, --part"
+    ):
         submit("parallel-runs", partition="nosuch", output="job", **ENDLESS)
     assert not (tmp_path / "job").exists()
 
@@ -190,7 +192,7 @@ def test_what_slurm_refuses_at_once_is_told_and_nothing_is_left(tmp_path: Path) 
 def test_an_account_that_a_partition_does_not_take_is_told() -> None:
     code, said = ended(submit("parallel-runs", account="nobody", partition="paid", output="job", **ENDLESS))
     assert code == 1
-    assert "was cancelled, because Slurm would never start it (AccountNotAllowed): correct --account" in said
+    assert "was cancelled, because Slurm would never start it (Job's account not known, " in said
 
 
 def test_more_time_than_a_partition_gives_is_told(tmp_path: Path) -> None:
