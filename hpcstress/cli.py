@@ -433,13 +433,12 @@ def submit(
     --wait tells how they end and ends with their exit code, --follow shows what they write, too.
     """
     from hpcstress.order import submit as submit_plans
-    from hpcstress.quantity import read_positive
 
     submission = submit_plans(
         [_resolve(plan, options) for plan in plans] if plans else [_resolve(None, options)],
         names=[Path(plan).stem for plan in plans or ()],
         nodes=nodes or 1,
-        ranks_per_node=read_positive(ranks_per_node),
+        ranks_per_node=ranks_per_node,
         site=site,
         cluster=cluster,
         scaling=scaling,

@@ -10,10 +10,10 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hpcstress import executors
 from hpcstress.errors import Refusal, UsageRefusal
@@ -28,6 +28,8 @@ from hpcstress.submission import Job, Submission
 from hpcstress.target import is_named
 from hpcstress.workloads import MODULES, check
 
+T = TypeVar("T")
+
 CLUSTERS = {"slurm": executors.slurm, "local": executors.local, "debug": executors.debug}
 SCALINGS = ("strong", "weak")
 
@@ -38,7 +40,7 @@ def submit(
     plan: str | Plan | Sequence[str | Plan],
     *,
     nodes: int | Sequence[int] = 1,
-    ranks_per_node: int = 1,
+    ranks_per_node: int | str = 1,
     site: str | Site = "generic",
     cluster: str = "slurm",
     scaling: str = "strong",
@@ -61,12 +63,18 @@ def submit(
     if (promised_size(os.environ) or 1) > 1:
         raise UsageRefusal("hpcstress submit starts the ranks itself: call it once, without mpiexec or srun.")
     profile = _profile(site, cluster, account, partition)
-    minutes = math.ceil(read_positive_seconds(time_limit) / 60)
+    minutes = math.ceil(_told("--time", read_positive_seconds, time_limit) / 60)
     plans = _named([plan] if isinstance(plan, (str, Plan)) else [*plan], names, options)
-    sizes = sorted({read_positive(size) for size in ([nodes] if isinstance(nodes, int) else nodes)})
+    sizes = sorted({_told("--nodes", read_positive, size) for size in ([nodes] if isinstance(nodes, int) else nodes)})
     folder = Path(output) if output is not None else default_path(next(iter(plans)), time.time())
     folder = folder.expanduser().absolute()
-    jobs = _jobs(folder, plans, sizes, _ranks(ranks_per_node, profile), scaling)
+    ranks = _told("--ranks-per-node", read_positive, ranks_per_node)
+    if profile.cores_per_node and ranks > profile.cores_per_node:
+        raise UsageRefusal(
+            f"--ranks-per-node: a node has {profile.cores_per_node} cores, {ranks} ranks would share them: "
+            "take more nodes."
+        )
+    jobs = _jobs(folder, plans, sizes, ranks, scaling)
     {"slurm": _check_slurm, "local": _check_local, "debug": _check_debug}[cluster](jobs)
     _create(folder)
     try:
@@ -90,13 +98,12 @@ def _profile(site: str | Site, cluster: str, account: str, partition: str) -> Si
     return Site()
 
 
-def _ranks(per_node: int, site: Site) -> int:
-    if site.cores_per_node and read_positive(per_node) > site.cores_per_node:
-        raise UsageRefusal(
-            f"--ranks-per-node: a node has {site.cores_per_node} cores, {per_node} ranks would share them: "
-            "take more nodes."
-        )
-    return read_positive(per_node)
+def _told(option: str, read: Callable[[object], T], value: object) -> T:
+    """Read a value; a refusal names its option."""
+    try:
+        return read(value)
+    except UsageRefusal as refusal:
+        raise UsageRefusal(f"{option}: {refusal}") from None
 
 
 def _named(plans: Sequence[str | Plan], names: Sequence[str], options: Mapping[str, Any]) -> dict[str, Plan]:

@@ -81,6 +81,9 @@ class Submission:
         try:
             while not watch.over():
                 time.sleep(_LOOK_SECONDS)
+            if self.process is not None:
+                # It has nothing left to do but to end.
+                self.process.wait()
         except KeyboardInterrupt:
             ids = " ".join(dict.fromkeys(job.id.partition("_")[0] for job in self.jobs))
             program = "kill" if self.process else "scancel"

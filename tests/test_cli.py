@@ -25,6 +25,7 @@ from hpcstress.result import Result
 from tests.analysis.results import rows, write
 from tests.fake_mantik import FakeMantik
 from tests.fake_mlflow import FakeMlflow, Faults, served, serving
+from tests.fake_slurm import install
 from tests.jobs import SMALL, mortal, play
 
 Command = Callable[..., tuple[int, str, str]]
@@ -489,6 +490,59 @@ def test_the_doctor_tells_when_too_few_files_can_be_opened(hpcstress: Command) -
         code, _, complaint = hpcstress("doctor", option)
         assert code == 1
         assert "1,000,000,000 runs at once on 1 rank would open 1,000,000,200 files on each" in complaint
+
+
+# Jobs of Slurm.
+
+
+def test_what_is_submitted_is_told_and_not_waited_for(
+    hpcstress: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = install(tmp_path / "bin", monkeypatch)
+    words = ["--nodes=1,2", "--ranks-per-node=2", "--scaling=weak", "--runs=10", "--uri=https://mlflow.example"]
+    code, told, complaint = hpcstress("submit", "parallel-runs", *words, "--time=2h", "--output=out")
+    assert (code, complaint) == (0, "")
+    assert told == (
+        f"Job 17: parallel-runs-1x2, 2 ranks, to {tmp_path}/out/parallel-runs-1x2\n"
+        f"Job 18: parallel-runs-2x2, 4 ranks, to {tmp_path}/out/parallel-runs-2x2\n"
+    )
+    assert ["#SBATCH --time=120\n" in script for script in slurm.scripts] == [True, True]
+
+
+def test_the_default_plan_can_be_submitted_and_waited_for(
+    hpcstress: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = install(tmp_path / "bin", monkeypatch)
+    slurm.queue("17|CANCELLED||None")
+    monkeypatch.setattr("hpcstress.submission._LOOK_SECONDS", 0)
+    code, told, complaint = hpcstress("submit", "--wait", "--output=out")
+    assert (code, told) == (1, f"Job 17: parallel-runs-1x1, 1 rank, to {tmp_path}/out\n")
+    assert complaint == "Job 17 (parallel-runs-1x1) was cancelled while it waited in the queue: nothing was sent.\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--nodes=1,x"], "--nodes: '1,x' is no list of numbers such as 1,2,4."),
+        (["--nodes=0"], "--nodes: '0' is no list of numbers such as 1,2,4."),
+        (["--ranks-per-node=many"], "many"),
+        (["--time=soon"], "--time: 'soon' is not a duration such as"),
+        (["--site=juwels"], "There is no site 'juwels', and it is no .toml file. Did you mean juwels-booster"),
+        (["paralel-runs"], "'paralel-runs' is no plan, workload or .toml file. Did you mean parallel-runs"),
+        (["--cluster=slrum"], "--cluster: 'slrum' is not known here. Did you mean slurm?"),
+        (["--uri=http://me:pa55word@h"], "--uri: "),
+        (["--server=mlflw"], "There is no server 'mlflw'"),
+    ],
+)
+def test_what_cannot_be_submitted_is_told_in_a_sentence(
+    hpcstress: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], sentence: str
+) -> None:
+    slurm = install(tmp_path / "bin", monkeypatch)
+    code, told, complaint = hpcstress("submit", *words)
+    assert (code, told) == (2, "")
+    assert sentence in complaint
+    assert "pa55word" not in complaint
+    assert slurm.scripts == []
 
 
 # Several ranks without MPI.

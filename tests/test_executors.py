@@ -13,6 +13,7 @@ from hpcstress.site import Site
 from hpcstress.submission import Submission
 from tests.fake_slurm import FakeSlurm, install
 from tests.mpi.launch import until
+from tests.mpi.test_jobs import no_report
 
 GOLDEN = Path(__file__).parent / "golden"
 SERVER = "https://mlflow.example"
@@ -21,10 +22,12 @@ NULL = {"client": "null", "runs": "6", "repeats": 1, "warmup": 0, "sleep_time": 
 
 @pytest.fixture(autouse=True)
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    """Slurm's programs, an empty folder, and a shell without a server."""
+    """Slurm's programs, an empty folder, a shell without a server, and no report at the end."""
     for name in list(os.environ):
         if re.match(r"MLFLOW|MANTIK|PMI|OMPI|PALS|SLURM|SBATCH|MV2", name):
             monkeypatch.delenv(name)
+    for name, value in no_report(tmp_path).items():
+        monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     return install(tmp_path / "bin", monkeypatch)
 

@@ -54,10 +54,22 @@ def loaded(program: str, *words: str, environment: dict[str, str] | None = None)
     return {module.partition(".")[0] for module in modules}
 
 
-@pytest.mark.parametrize("words", ["--help", "--version", "doctor --help"])
+@pytest.mark.parametrize("words", ["--help", "--version", "doctor --help", "submit --help"])
 def test_help_is_told_without_loading_what_only_a_job_needs(words: str) -> None:
     packages = loaded(HELP, *words.split())
-    heavy = {"numpy", "mpi4py", "h5py", "mlflow", "pandas", "matplotlib", "uvloop", "httptools", "psutil", "analysis"}
+    heavy = {
+        "numpy",
+        "mpi4py",
+        "h5py",
+        "mlflow",
+        "pandas",
+        "matplotlib",
+        "uvloop",
+        "httptools",
+        "psutil",
+        "analysis",
+        "submitit",
+    }
     assert not packages & heavy
 
 
@@ -70,4 +82,4 @@ def test_a_rank_that_plays_loads_no_mlflow_no_pandas_no_matplotlib_and_alone_no_
         packages = loaded(JOB, client, str(tmp_path / "job"), environment=environment)
         assert len(server.runs) == (2 if client == "wire" else 0)
     assert {"numpy", "h5py", "uvloop"} <= packages
-    assert not packages & {"mlflow", "pandas", "matplotlib", "analysis", "mpi4py", "requests", "aiohttp"}
+    assert not packages & {"mlflow", "pandas", "matplotlib", "analysis", "mpi4py", "requests", "aiohttp", "submitit"}

@@ -72,6 +72,19 @@ def test_a_script_ends_with_the_exit_code_of_the_tool(cluster: Cluster, tmp_path
     assert "Traceback" not in log
 
 
+def test_the_script_for_juwels_plays_where_its_modules_and_gpus_are_left_out(cluster: Cluster, tmp_path: Path) -> None:
+    script = str(ROOT / "slurm" / "juwels-booster.sbatch")
+    # Its cluster speaks the PMI of its library by default.
+    environment = {"SLURM_MPI_TYPE": "pmi2", "HPCSTRESS": sys.prefix, "PROJECT": "/nonexistent"}
+    words = ["--partition=debug", "--gres=none", "--nodes=2", "--ntasks-per-node=2", script]
+    with serving() as server:
+        words += [*TINY, "--runs=4", "--output=job"]
+        code, log = sbatch(cluster, tmp_path, *words, **environment, **server.environment)
+        assert code == 0, log
+    with Result(tmp_path / "job" / "result.h5") as result:
+        assert (result.complete, result.facts["ranks"]) == (True, 4)
+
+
 # What else may be wrong with MPI.
 
 
