@@ -377,17 +377,16 @@ def _write_manifests(server: str, folder: Path) -> int:
     return OK
 
 
-def _numbers(_type: object, words: Sequence[Token]) -> list[int]:
+def _numbers(nodes: str) -> list[int]:
     from hpcstress.quantity import read_ladder
 
     try:
-        return [*read_ladder(words[0].value)]
+        return [*read_ladder(nodes)]
     except UsageRefusal:
-        raise UsageRefusal(f"--nodes: {words[0].value!r} is no list of numbers such as 1,2,4.") from None
+        raise UsageRefusal(f"--nodes: {nodes!r} is no list of numbers such as 1,2,4.") from None
 
 
 _JOB = Group("Job", sort_key=0)
-_WAIT = Parameter(negative=(), group=_JOB)
 
 
 @app.command
@@ -399,14 +398,8 @@ def submit(
     /,
     *,
     nodes: Annotated[
-        list[int] | None,
-        Parameter(
-            help="Nodes of the job, several numbers such as 1,2,4 for a scaling curve. [1]",
-            converter=_numbers,
-            n_tokens=1,
-            group=_JOB,
-        ),
-    ] = None,
+        str, Parameter(help="Nodes of the job, several numbers such as 1,2,4 for a scaling curve.", group=_JOB)
+    ] = "1",
     ranks_per_node: Annotated[str, Parameter(help="MPI ranks on each node.", group=_JOB)] = "1",
     scaling: Annotated[
         str, Parameter(help="On more nodes: strong for the same runs, weak for as many more runs.", group=_JOB)
@@ -418,26 +411,27 @@ def submit(
         str,
         Parameter(help="slurm; local for mpiexec on this machine; debug for one rank in this process.", group=_JOB),
     ] = "slurm",
-    account: Annotated[str, Parameter(help="Who pays; the profile's by default.", group=_JOB)] = "",
-    partition: Annotated[str, Parameter(help="Which nodes; the profile's by default.", group=_JOB)] = "",
+    account: Annotated[str, Parameter(help="Who pays; the profile's by default.", show_default=False, group=_JOB)] = "",
+    partition: Annotated[
+        str, Parameter(help="Which nodes; the profile's by default.", show_default=False, group=_JOB)
+    ] = "",
     time_limit: Annotated[
         str, Parameter(name="--time", help="How long a job may take, such as 30m or 2h.", group=_JOB)
     ] = "30m",
-    wait: Annotated[bool, _WAIT] = False,
-    follow: Annotated[bool, _WAIT] = False,
+    wait: Annotated[
+        bool, Parameter(help="Tell how the jobs end, and end with their exit code.", negative=(), group=_JOB)
+    ] = False,
+    follow: Annotated[bool, Parameter(help="Wait, and show what the jobs write.", negative=(), group=_JOB)] = False,
     output: Output = None,
     **options: Any,
 ) -> int:
-    """Submit plans as jobs of Slurm, one after the other; sign in with the variables of this shell.
-
-    --wait tells how they end and ends with their exit code, --follow shows what they write, too.
-    """
+    """Submit plans as jobs of Slurm, one after the other; they sign in with the variables of this shell."""
     from hpcstress.order import submit as submit_plans
 
     submission = submit_plans(
         [_resolve(plan, options) for plan in plans] if plans else [_resolve(None, options)],
         names=[Path(plan).stem for plan in plans or ()],
-        nodes=nodes or 1,
+        nodes=_numbers(nodes),
         ranks_per_node=ranks_per_node,
         site=site,
         cluster=cluster,

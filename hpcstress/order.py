@@ -147,6 +147,8 @@ def _jobs(
 
 def _grown(plan: Plan, nodes: int, least: int) -> Plan:
     """Return a plan with as many times the runs, users and arrivals as there are times the nodes."""
+    if any(variation.startswith("rate=") for variation in plan.sweep.split()):
+        raise UsageRefusal("--scaling weak: the rates of a --sweep would not grow with the nodes: give one --rate.")
 
     def grow(sizes: Sequence[int]) -> list[int]:
         return [-(-size * nodes // least) for size in sizes]

@@ -158,6 +158,10 @@ class _Watch:
         self._gone[job.id] = self._gone.get(job.id, 0) + 1
         if self._gone[job.id] < _LAST_LOOKS:
             return None
+        if state.name == "COMPLETED":
+            # The script ends as the tool did; its word is still on its way, or found no room.
+            self._say(_told_end(job, OK))
+            return OK
         self._say(self._obituary(job, state))
         return _lost(job)
 
@@ -209,7 +213,7 @@ def _rescue(job: Job) -> str:
 
 def _told_end(job: Job, code: int) -> str:
     name = f"Job {job.id} ({job.label})"
-    if job.folder.result.exists() and code in _CODES:
+    if code == OK or (job.folder.result.exists() and code in _CODES):
         return f"{name} has ended with exit code {code}: {job.folder.result}"
     killed = f", a rank of it was killed by {_signal(code - 128)}" if code > 128 and code != INTERRUPTED else ""
     said = _last_words(job) if not killed else ""

@@ -126,6 +126,10 @@ def test_with_weak_scaling_no_node_has_less_to_do_than_the_first(size: int, leas
         ({"site": "juwels-booster", "ranks_per_node": 96}, "a node has 48 cores, 96 ranks would share them"),
         ({"ranks_per_node": 200}, "200 ranks on 1 node are more than the largest step of plan has: 100 runs."),
         ({"nodes": 8, "ranks_per_node": 2, "users": "3,9"}, "largest step of plan has: 9 users."),
+        (
+            {"scaling": "weak", "users": "5", "duration": 1, "sweep": "rate=1,2"},
+            "--scaling weak: the rates of a --sweep would not grow with the nodes: give one --rate.",
+        ),
         ({"nodes": 0}, "--nodes: 0 is too small"),
         ({"ranks_per_node": 0}, "--ranks-per-node: 0 is too small"),
         ({"time_limit": "soon"}, "--time: 'soon' is not a duration"),

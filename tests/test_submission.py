@@ -208,6 +208,15 @@ def test_what_a_dying_job_has_written_may_come_a_little_late(
     assert (code, "has ended with exit code 0" in said) == (0, True)
 
 
+def test_a_job_that_slurm_saw_completed_has_ended_well_also_where_its_word_does_not_come(
+    tmp_path: Path, slurm: FakeSlurm
+) -> None:
+    one = job(tmp_path)
+    slurm.queue("17|COMPLETED|n1|None")
+    code, [said] = waited(submitted(tmp_path, one))
+    assert (code, said) == (0, f"Job 17 (plan-17) has ended with exit code 0: {one.folder.result}")
+
+
 # Following, and giving up.
 
 
