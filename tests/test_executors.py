@@ -106,7 +106,9 @@ def test_debug_plays_in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-def test_this_machine_s_mpiexec_starts_one_world_per_job(tmp_path: Path) -> None:
+def test_this_machine_s_mpiexec_starts_one_world_per_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "correct-horse")
     submission = submit("parallel-runs", nodes=[1, 2], ranks_per_node=2, cluster="local", output="out", **NULL)
     code, said = ended(submission)
     assert code == 0, said
@@ -117,6 +119,9 @@ def test_this_machine_s_mpiexec_starts_one_world_per_job(tmp_path: Path) -> None
             assert result.complete
             ranks.append(result.facts["ranks"])
     assert ranks == [2, 4]
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert {"jobs.json", "local.out", "local.err"} <= {path.name for path in files}
+    assert not [path for path in files if b"correct-horse" in path.read_bytes()]
 
 
 @pytest.mark.slow
