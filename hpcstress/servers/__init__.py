@@ -8,6 +8,7 @@ from pathlib import Path
 from hpcstress.errors import Refusal, UsageRefusal
 from hpcstress.servers import fasttrackml, mlflow, mlflow_go, zones
 from hpcstress.servers.deployment import Deployment, Front
+from hpcstress.servers.port import take
 from hpcstress.servers.spec import DEFAULTS, OPTIONS, SERVERS, Spec, read
 
 __all__ = ["NAMES", "Deployment", "Spec", "read", "start"]
@@ -86,6 +87,8 @@ def start(
         raise UsageRefusal(
             f"{spec.name} is not started from here: hpcstress serve {spec} --write FOLDER writes its manifests."
         )
+    # Its parts ask again when they come to it, which may be minutes of installing later.
+    take(port, host)
     site = Deployment(spec.name, folder, say, check, keep=keep, host=host, port=port)
     try:
         site.front = _ASSEMBLE[spec.name](spec, site)

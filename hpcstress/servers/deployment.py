@@ -223,6 +223,13 @@ def _write(path: Path, told: object) -> None:
 
 def _private(name: str, folder: Path | None, *, keep: bool) -> Path:
     try:
+        place = Path(tempfile.gettempdir()) if folder is None else folder if folder.exists() else folder.parent
+        free = shutil.disk_usage(place).free
+        if free < _ROOM:
+            raise Refusal(
+                f"The server {name} needs {about_size(_ROOM)} to begin with, and {about_size(free)} are free in "
+                f"{place}: free some, or set TMPDIR to a folder on another disk."
+            )
         if folder is None:
             return Path(tempfile.mkdtemp(prefix=f"hpcstress-{name}-")).resolve()
         folder.mkdir(mode=0o700, exist_ok=True)
