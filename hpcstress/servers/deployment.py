@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 from hpcstress import lock
 from hpcstress.errors import Refusal
+from hpcstress.quantity import about_size
 from hpcstress.servers.part import Event, Part, Recipe
 
 if TYPE_CHECKING:
     import numpy as np
 
 _PATIENCE = 180.0
+# What a server writes before its first run: PostgreSQL takes the most.
+_ROOM = 100 * 10**6
 _FIRST_WORD = 2.0
 # What a folder that is kept says of itself, and the passwords that its data was made with.
 _STAMPS, _SECRETS = "server.json", "secrets.json"
@@ -71,6 +74,11 @@ class Deployment:
             except BaseException:
                 self.stop()
                 raise
+
+    @property
+    def address(self) -> str:
+        """Return the address by which this machine reaches what listens at `host`."""
+        return "127.0.0.1" if self.host == "0.0.0.0" else self.host  # noqa: S104
 
     @property
     def uri(self) -> str:
