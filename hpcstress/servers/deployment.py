@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shlex
 import shutil
 import tempfile
 import time
@@ -138,6 +139,17 @@ class Deployment:
             self._stamps[name] = recipe.stamp
             _write(self.folder / _STAMPS, {"server": self.name, "parts": self._stamps})
         return part
+
+    def exported(self) -> Path:
+        """Write what a client exports into a file for its owner alone, a line of shell each; return its path.
+
+        So a password is in no terminal, no log of a batch job and no shell's history.
+        """
+        # Below a part: what a guard removes when hpcstress is killed.
+        path = self.folder / self.parts[-1].name / "client.sh"
+        path.touch(mode=0o600)
+        path.write_text("".join(f"export {name}={shlex.quote(value)}\n" for name, value in self.environment.items()))
+        return path
 
     def part(self, name: str) -> Part:
         """Return a part by its name."""

@@ -23,7 +23,7 @@ import pytest
 from hpcstress.errors import Interruption, Refusal
 from hpcstress.result import TABLES
 from hpcstress.servers import deployment
-from hpcstress.servers.deployment import Deployment
+from hpcstress.servers.deployment import Deployment, Front
 from hpcstress.servers.part import Recipe
 
 Eventually = Callable[[Callable[[], object]], None]
@@ -124,6 +124,23 @@ def test_a_disk_without_room_for_a_server_is_refused(
         deployed(little(), folder=None if place is None else tmp_path / place)
     assert asked == [{None: temporary, "new": tmp_path, "there": tmp_path / "there"}[place]]
     assert [*tmp_path.rglob("*")] == before
+
+
+def test_what_a_client_exports_is_in_a_file_for_its_owner_that_goes_with_the_server(
+    little: Little, deployed: Deployed, temporary: Path
+) -> None:
+    with deployed(little()) as server:
+        server.front = Front("http://127.0.0.1:1", {"MLFLOW_TRACKING_PASSWORD": "it's $secret"}, {})
+        file = server.exported()
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        shell = subprocess.run(
+            ["sh", "-c", '. "$0"; printenv MLFLOW_TRACKING_PASSWORD', file], capture_output=True, text=True
+        )
+        assert shell.stdout == "it's $secret\n"
+        # As when hpcstress is killed: the guard alone is left to remove what there is.
+        psutil.Process(server.pids()[0]).parent().terminate()
+        server.parts[0]._guard.wait()
+        assert list(temporary.iterdir()) == []
 
 
 def test_a_server_that_cannot_be_guarded_leaves_no_folder(

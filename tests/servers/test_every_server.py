@@ -19,7 +19,8 @@ from hpcstress.servers.spec import SERVERS
 from tests.jobs import SMALL, play
 from tests.servers.processes import Traces, hpcstress_process, until, words_of
 
-MLFLOW = re.compile(r"^export (MLFLOW_\w+)=(.*)$", re.MULTILINE)
+SOURCED = re.compile(r"^\. (.*)$", re.MULTILINE)
+EXPORTED = re.compile(r"^export (MLFLOW_\w+)=(.*)$", re.MULTILINE)
 STARTED = [name for name in servers.NAMES if name != "kubernetes"]
 # Installing a server may take minutes, once.
 PATIENCE = 600
@@ -53,8 +54,9 @@ def test_it_takes_a_small_plan_with_a_clean_audit_and_nothing_is_left_when_hpcst
 ) -> None:
     with hpcstress_process(public, "serve", asked_for(name)) as parent:
         try:
-            said = await_words("runs until Ctrl-C", parent, public)
-            exported = {variable: shlex.split(value)[0] for variable, value in MLFLOW.findall(said)}
+            said = await_words("until Ctrl-C", parent, public)
+            (file,) = map(Path, shlex.split(SOURCED.search(said)[1]))
+            exported = {variable: shlex.split(value)[0] for variable, value in EXPORTED.findall(file.read_text())}
             # FastTrackML leaves artifacts to its clients.
             plan = replace(SMALL, artifacts=0) if name.startswith("fasttrackml") else SMALL
             assert play(tmp_path / "result", plan, exported) == 0
@@ -66,8 +68,9 @@ def test_it_takes_a_small_plan_with_a_clean_audit_and_nothing_is_left_when_hpcst
             # mlflow-go has no sign-in.
             assert ("MLFLOW_TRACKING_PASSWORD" in exported) == ("auth" in SERVERS[name].options)
             secret = exported.get("MLFLOW_TRACKING_PASSWORD", "no secret at all")
+            assert secret not in said
             assert not any(secret in words_of(process) for process in psutil.process_iter())
-            for pattern in ("s3.json", "auth.ini", "password"):
+            for pattern in ("s3.json", "auth.ini", "password", "client.sh"):
                 for file in traces.folder.rglob(pattern):
                     assert stat.S_IMODE(file.stat().st_mode) == 0o600
             assert bool(traces.mounts()) == (name == "multi-az-nfs")
