@@ -41,15 +41,17 @@ def described() -> list[str]:
     lines = ["Servers:"]
     for name, named in SERVERS.items():
         lines.append(f"  {name:{wide}}{named.told}")
-        parts = f"parts: {', '.join(named.parts)}; " if named.parts else ""
-        lines.append(f"  {'':{wide}}{parts}options: {', '.join(named.options) or 'none'}")
+        if named.parts:
+            lines.append(f"  {'':{wide}}parts: {', '.join(named.parts)}")
+        options = [*named.options, *(["@VERSION"] if named.versions else [])]
+        lines.append(f"  {'':{wide}}options: {', '.join(options)}")
         if lacking := lack(name):
             lines.append(f"  {'':{wide}}not here: {lacking}")
     lines.append("Options, behind the name with commas between them, such as mlflow-postgres,workers=2,workspaces:")
     wide = max(map(len, OPTIONS)) + 2
     for option, told in OPTIONS.items():
         usual = told["kind"].text(DEFAULTS[option])
-        lines.append(f"  {option:{wide}}{told['told']} [{usual}]")
+        lines.append(f"  {option:{wide}}{told['told']}{f' [{usual}]' if usual else ''}")
     lines.append(f"  {'@VERSION':{wide}}behind the name, another version of MLflow: mlflow-postgres@2.22.5")
     return lines
 

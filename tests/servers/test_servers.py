@@ -88,8 +88,13 @@ def test_the_list_tells_of_every_server_part_and_option_and_of_what_is_missing(m
     told = "\n".join(servers.described())
     for name, named in SERVERS.items():
         assert f"  {name} " in told
-        assert f"parts: {', '.join(named.parts)}; " in told or not named.parts
+        assert f"parts: {', '.join(named.parts)}\n" in told or not named.parts
+        assert told.partition(f"  {name} ")[2].partition("options: ")[2].partition("\n")[0].split(", ") == [
+            *named.options,
+            *(["@VERSION"] if named.versions else []),
+        ]
     for option in OPTIONS:
         assert f"\n  {option} " in told
+    assert "[]" not in told
     assert told.count("not here: ") == 1
     assert told.index("mlflow-postgres ") < told.index("not here: It is not installed") < told.index("fasttrackml")
