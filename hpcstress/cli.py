@@ -341,10 +341,7 @@ def serve(
         signal.signal(number, lambda *_: ended.set())
     with servers.start(server, keep, _tell, check, keep=keep is not None, host=host, port=port) as started:
         print(f". {shlex.quote(str(started.exported()))}", flush=True)
-        _tell(
-            f"The server runs at {started.uri} until Ctrl-C. "
-            "In another shell, the line above exports its address and how to sign in."
-        )
+        _tell(f"The server runs at {started.uri} until Ctrl-C. Put the line above into another shell.")
         while not ended.wait(1.0):
             obituary = started.obituary()
             if obituary is not None:
