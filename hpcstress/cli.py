@@ -340,10 +340,8 @@ def serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
     with servers.start(server, keep, _tell, check, keep=keep is not None, host=host, port=port) as started:
-        for variable, value in started.environment.items():
-            print(f"export {variable}={shlex.quote(value)}")
-        sys.stdout.flush()
-        _tell("The server runs until Ctrl-C. Put the lines above into another shell.")
+        print(f". {shlex.quote(str(started.exported()))}", flush=True)
+        _tell(f"The server runs at {started.uri} until Ctrl-C. Put the line above into another shell.")
         while not ended.wait(1.0):
             obituary = started.obituary()
             if obituary is not None:
