@@ -19,7 +19,7 @@ def cost_of_sign_in(frame: Frame, steps: tuple[StepStatistics, ...]) -> str:
     """Say what each request cost where MLflow's verdicts on passwords are not cached; else nothing.
 
     That they are not is known of a server that hpcstress has started; of somebody's server it would be a guess. It is
-    told if the numbers show it: CPU time of a request, and the quickest good answer of all, which no queue explains.
+    told if the numbers show it: the CPU time of a request, and the quickest good answer, which waited least for others.
     """
     settings = (frame.facts.get("server") or {}).get("settings") or {}
     if settings.get("sign-in") != "basic-auth" or settings.get(_SETTING) != 0:
@@ -33,10 +33,10 @@ def cost_of_sign_in(frame: Frame, steps: tuple[StepStatistics, ...]) -> str:
     if not min(cost, quickest) >= _HASH:
         return ""
     return (
-        f"Signing in is what takes the time: at {step.where} each request cost the tracking server {seconds(cost)} of "
-        f"CPU, and not even the quickest was answered before {seconds(quickest)}, because MLflow works out the hash of "
-        f"the password for every request ({_SETTING} = 0, as it ships): set {_SETTING} = 60 in its basic_auth.ini, "
-        "from MLflow 3.17 on; a server started with --server has that with auth=basic."
+        f"Signing in is dear: at {step.where} each request cost the tracking server {seconds(cost)} of CPU (the "
+        f"quickest good answer took {seconds(quickest)}). MLflow works out the hash of the password for every request, "
+        f"because {_SETTING} is 0, as it ships: set {_SETTING} = 60 in its basic_auth.ini, from MLflow 3.17 on; a "
+        "server started with --server has that with auth=basic."
     )
 
 
