@@ -29,7 +29,7 @@ def cost_of_sign_in(frame: Frame, steps: tuple[StepStatistics, ...]) -> str:
     if not long:
         return ""
     step = max(long, key=lambda step: step.requests)
-    cost, quickest = _cpu(frame, step) / step.requests, _quickest(of[step.step])
+    cost, quickest = cpu_per_request(frame, step), _quickest(of[step.step])
     if not min(cost, quickest) >= _HASH:
         return ""
     return (
@@ -40,8 +40,8 @@ def cost_of_sign_in(frame: Frame, steps: tuple[StepStatistics, ...]) -> str:
     )
 
 
-def _cpu(frame: Frame, step: StepStatistics) -> float:
-    """Return the CPU seconds that all tracking servers used in a step."""
+def cpu_per_request(frame: Frame, step: StepStatistics) -> float:
+    """Return the CPU seconds that all tracking servers together used in a step, for each of its requests."""
     spent = 0.0
     for part in np.unique(frame.server["part"]):
         if part.startswith(b"tracking"):
@@ -50,7 +50,7 @@ def _cpu(frame: Frame, step: StepStatistics) -> float:
             used = np.bincount(places, rows["cpu_seconds"])
             begin, end = np.interp([step.began, step.began + step.duration], times, used)
             spent += float(end - begin)
-    return spent
+    return spent / step.requests
 
 
 def _quickest(attempts: Columns) -> float:
