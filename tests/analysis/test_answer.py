@@ -14,7 +14,10 @@ TAKES_10 = "Takes 10 parallel runs with a p99 of 0.10 s and no errors;"
 TAKES_30 = "Takes 30 parallel runs with a p99 of 0.10 s and no errors;"
 NOT_EVEN_10 = "Does not take even 10 parallel runs, the smallest step tried:"
 POOL = "the server's connection pool was exhausted"
-RAISE = "raise MLFLOW_SQLALCHEMYSTORE_POOL_SIZE (80 is enough for the 40 threads of a worker)."
+RAISE = (
+    "raise MLFLOW_SQLALCHEMYSTORE_POOL_SIZE (80 is enough for the 40 threads of a worker; a server started with "
+    "--server has that with pool=80)."
+)
 
 
 def step(size: int, **told: Any) -> dict[str, Any]:
