@@ -95,7 +95,8 @@ class Machine(NamedTuple):
 
     `run` is what a whole run of a server has, `operation` what each of its operations has for itself. From one run to
     the next the machine goes astray by `walk`, for all servers, and gets slower by `drift`. In a share of runs and
-    operations, `stalls`, something takes twice or ten times as long. The second server varies `unlike` times as much.
+    operations, `stalls`, something takes twice or ten times as long. The second server varies `unlike` times as much;
+    so does, where it is `crossed`, the first one instead in every other operation.
     """
 
     run: float = 0.05
@@ -104,6 +105,7 @@ class Machine(NamedTuple):
     drift: float = 0.0
     stalls: float = 0.0
     unlike: float = 1.0
+    crossed: bool = False
 
 
 MACHINES = {
@@ -115,6 +117,7 @@ MACHINES = {
     "stalling": Machine(stalls=0.1),
     "independent": Machine(0.0, 0.1),
     "one server varies more": Machine(unlike=4.0),
+    "each varies more in something": Machine(0.0, 0.1, unlike=10.0, crossed=True),
 }
 QUESTIONS = 12
 
@@ -128,7 +131,9 @@ def compared(
     for number, line in enumerate(order(2, rounds, seed=int(rng.integers(1000)))):
         for server in line:
             state += rng.normal(0, machine.walk) + machine.drift
-            own = machine.unlike if server else 1.0
+            own = np.full(QUESTIONS, machine.unlike if server else 1.0)
+            if machine.crossed:
+                own[::2] = 1.0 if server else machine.unlike
             common = rng.normal(0, machine.run) * own + rng.exponential() * (rng.random() < machine.stalls)
             each = rng.normal(0, machine.operation, QUESTIONS) * own
             each += rng.exponential(1, QUESTIONS) * (rng.random(QUESTIONS) < machine.stalls)
