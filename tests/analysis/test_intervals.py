@@ -77,6 +77,16 @@ def test_the_freedom_lies_between_that_of_one_server_and_that_of_both() -> None:
     assert 2 < freedom([alike, unlike]) < 4
 
 
+def test_an_interval_reaches_as_far_as_the_tables_say_on_both_sides() -> None:
+    first, second = [1.0, 2.0, 3.0], [3.0, 5.0, 7.0]
+    # Variances of 1 and 4, each of three numbers; t of 4 degrees of freedom leaves 2.5 % on either side beyond 2.776.
+    reach = 2.776 * math.sqrt(1 / 3 + 4 / 3)
+    assert of_difference(first, second, 0.05, 4) == pytest.approx((3 - reach, 3, 3 + reach), abs=0.001)
+    # Differences of 2, 3 and 4: t of 2 degrees of freedom.
+    reach = 4.303 * math.sqrt(1 / 3)
+    assert of_pairs(first, second, 0.05) == pytest.approx((3 - reach, 3, 3 + reach), abs=0.001)
+
+
 def test_one_round_has_no_limits() -> None:
     assert freedom([([1.0], [2.0, 3.0])]) == 0
     assert of_difference([1.0], [2.0, 3.0], 0.05, 0) == (-math.inf, 1.5, math.inf)
