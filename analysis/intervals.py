@@ -42,16 +42,18 @@ Numbers = Sequence[float]
 
 
 def freedom(questions: Sequence[tuple[Numbers, Numbers]]) -> float:
-    """Return the degrees of freedom of differences between two servers, by Welch and Satterthwaite.
+    """Return the degrees of freedom of differences between two servers: Welch's and Satterthwaite's, on the average.
 
-    What enters is how much the rounds of each server vary on the average of all questions. Questions that have fewer
-    than two rounds of a server say nothing; without any other, the number is 0.
+    The average is that of what each question leaves, not of variances: where one server varies more in some questions
+    and the other one in others, their variances would look alike. Questions that have fewer than two rounds of a server
+    say nothing; without any other, the number is 0.
     """
     known = [both for both in questions if min(map(len, both)) > 1]
-    if not known:
-        return 0.0
-    shares = [float(np.mean([_share(both[place]) for both in known])) for place in (0, 1)]
-    left = [min(len(both[place]) for both in known) - 1 for place in (0, 1)]
+    return float(np.mean([_freedom(*both) for both in known])) if known else 0.0
+
+
+def _freedom(first: Numbers, second: Numbers) -> float:
+    shares, left = (_share(first), _share(second)), (len(first) - 1, len(second) - 1)
     if not any(shares):
         return float(sum(left))
     # Relative to the larger one: the square of a tiny number is 0.

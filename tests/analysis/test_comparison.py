@@ -148,6 +148,11 @@ def test_five_rounds_that_belong_together_are_compared_in_pairs() -> None:
     assert {answer.verdict for answer in alone.values()} == {Verdict.undecided}
 
 
+def test_fewer_rounds_are_no_pairs_because_too_little_freedom_would_be_left() -> None:
+    rivals = [Rival(name, tuple(a_round(n, number=n) for n in range(4))) for name in ("one", "two")]
+    assert not any(answer.question.paired for answer in answers(compare(rivals)).values())
+
+
 def test_a_round_that_one_server_has_not_is_in_no_pair() -> None:
     first = Rival("one", tuple(a_round(n, number=n) for n in range(6)))
     second = Rival("two", tuple(a_round(n + 50, number=n) for n in (5, 4, 3, 1, 0)))

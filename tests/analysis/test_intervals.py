@@ -77,6 +77,16 @@ def test_the_freedom_lies_between_that_of_one_server_and_that_of_both() -> None:
     assert 2 < freedom([alike, unlike]) < 4
 
 
+def test_an_interval_reaches_as_far_as_the_tables_say_on_both_sides() -> None:
+    first, second = [1.0, 2.0, 3.0], [3.0, 5.0, 7.0]
+    # Variances of 1 and 4, each of three numbers; t of 4 degrees of freedom leaves 2.5 % on either side beyond 2.776.
+    reach = 2.776 * math.sqrt(1 / 3 + 4 / 3)
+    assert of_difference(first, second, 0.05, 4) == pytest.approx((3 - reach, 3, 3 + reach), abs=0.001)
+    # Differences of 2, 3 and 4: t of 2 degrees of freedom.
+    reach = 4.303 * math.sqrt(1 / 3)
+    assert of_pairs(first, second, 0.05) == pytest.approx((3 - reach, 3, 3 + reach), abs=0.001)
+
+
 def test_one_round_has_no_limits() -> None:
     assert freedom([([1.0], [2.0, 3.0])]) == 0
     assert of_difference([1.0], [2.0, 3.0], 0.05, 0) == (-math.inf, 1.5, math.inf)
@@ -95,7 +105,8 @@ class Machine(NamedTuple):
 
     `run` is what a whole run of a server has, `operation` what each of its operations has for itself. From one run to
     the next the machine goes astray by `walk`, for all servers, and gets slower by `drift`. In a share of runs and
-    operations, `stalls`, something takes twice or ten times as long. The second server varies `unlike` times as much.
+    operations, `stalls`, something takes twice or ten times as long. The second server varies `unlike` times as much;
+    so does, where it is `crossed`, the first one instead in every other operation.
     """
 
     run: float = 0.05
@@ -104,6 +115,7 @@ class Machine(NamedTuple):
     drift: float = 0.0
     stalls: float = 0.0
     unlike: float = 1.0
+    crossed: bool = False
 
 
 MACHINES = {
@@ -115,6 +127,7 @@ MACHINES = {
     "stalling": Machine(stalls=0.1),
     "independent": Machine(0.0, 0.1),
     "one server varies more": Machine(unlike=4.0),
+    "each varies more in something": Machine(0.0, 0.1, unlike=10.0, crossed=True),
 }
 QUESTIONS = 12
 
@@ -128,7 +141,9 @@ def compared(
     for number, line in enumerate(order(2, rounds, seed=int(rng.integers(1000)))):
         for server in line:
             state += rng.normal(0, machine.walk) + machine.drift
-            own = machine.unlike if server else 1.0
+            own = np.full(QUESTIONS, machine.unlike if server else 1.0)
+            if machine.crossed:
+                own[::2] = 1.0 if server else machine.unlike
             common = rng.normal(0, machine.run) * own + rng.exponential() * (rng.random() < machine.stalls)
             each = rng.normal(0, machine.operation, QUESTIONS) * own
             each += rng.exponential(1, QUESTIONS) * (rng.random(QUESTIONS) < machine.stalls)
