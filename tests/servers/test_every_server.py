@@ -8,6 +8,7 @@ import stat
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from hpcstress import servers
 from hpcstress.folder import RunFolder
 from hpcstress.result import Result
+from hpcstress.servers.mlflow import answers
 from hpcstress.servers.spec import SERVERS
 from tests.jobs import SMALL, play
 from tests.servers.processes import Traces, hpcstress_process, until, words_of
@@ -95,3 +97,14 @@ def test_nothing_is_left_of_it_when_hpcstress_is_killed_in_a_run(name: str, publ
         finally:
             parent.kill()
     traces.vanish()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(PATIENCE + 100)
+@pytest.mark.parametrize("name", ["fasttrackml-sqlite", "mlflow-go-sqlite", "mlflow-sqlite"])
+def test_it_is_waited_for_where_it_listens(name: str, public: Path) -> None:
+    with servers.start(asked_for(name), public / "server", str, host="127.0.0.2") as server:
+        address, port = urlsplit(server.uri).netloc.split(":")
+        assert address == "127.0.0.2"
+        assert answers(int(port), address)
+        assert not answers(int(port))
