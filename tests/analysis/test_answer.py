@@ -119,6 +119,18 @@ def test_failures_of_both_kinds_are_counted_among_attempts() -> None:
     assert "at 30 the server closed connections without an answer (15 of 48 attempts)" in answer
 
 
+def test_who_was_with_a_part_that_died_is_told_of_its_death_and_not_of_a_setting() -> None:
+    died = {1: "tracking-2 was killed by SIGKILL"}
+    steps = played(step(10), step(30, failed={Outcome.gateway: 2}))
+    assert answer_of(steps, 1.0, audited(), died).endswith(
+        "(2 of 30 requests): meanwhile tracking-2 was killed by SIGKILL."
+    )
+    # A death in another step, or a cause that no death has, changes nothing.
+    assert "workers" in answer_of(steps, 1.0, audited(), {0: died[1]})
+    full = played(step(10), step(30, failed={Outcome.pool_exhausted: 9}))
+    assert answer_of(full, 1.0, audited(), died) == answer_of(full, 1.0, audited())
+
+
 @pytest.mark.parametrize("consequence", [Outcome.interrupted, Outcome.refused])
 def test_a_consequence_yields_to_its_cause(consequence: Outcome) -> None:
     answer = answer_of(played(step(10), step(30, failed={consequence: 20, Outcome.closed: 1})), 1.0, audited())
