@@ -84,7 +84,12 @@ def _times(answer: Answer) -> str:
 
 def notes(comparison: Comparison) -> list[str]:
     """Return what has to be known to believe the numbers, or not to."""
-    return [*_about_rounds(comparison), *_about_failures(comparison), *_about_generator(comparison)]
+    return [
+        *_about_rounds(comparison),
+        *_about_lacks(comparison),
+        *_about_failures(comparison),
+        *_about_generator(comparison),
+    ]
 
 
 def _about_rounds(comparison: Comparison) -> Iterator[str]:
@@ -104,6 +109,15 @@ def _about_rounds(comparison: Comparison) -> Iterator[str]:
             yield (
                 f"All rounds of {before} were measured before those of {after}: what differs may be the day, and no "
                 "interval knows of it. `hpcstress compare` takes turns."
+            )
+
+
+def _about_lacks(comparison: Comparison) -> Iterator[str]:
+    for rival in comparison.rivals:
+        if rival.lacking:
+            yield (
+                f"{rival.name} does not have {', '.join(rival.lacking)}: its runs are shorter by that, and whole runs "
+                "and throughput are compared with no server that has it."
             )
 
 

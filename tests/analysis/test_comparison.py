@@ -202,6 +202,28 @@ def test_an_operation_that_only_one_server_has_is_not_compared() -> None:
     assert "in 5 of 5 operations" in said(comparison)
 
 
+def test_runs_that_a_server_shortens_are_not_compared_with_whole_ones() -> None:
+    def shorter(server: Rival) -> Rival:
+        def without(one: Round) -> Round:
+            steps = tuple(replace(step, lacking=("log_artifact",)) for step in one.statistics.steps)
+            return replace(one, statistics=replace(one.statistics, steps=steps))
+
+        return replace(server, rounds=tuple(map(without, server.rounds)))
+
+    for rivals in ([USUAL, shorter(FAST)], [shorter(FAST), USUAL]):
+        comparison = compare(rivals)
+        about = answers(comparison)
+        for subject in (f"{RUN_DURATION} 4", f"{THROUGHPUT} 12"):
+            assert not about[subject].compared
+            assert about[subject].why == "not the same run (fast does not have log_artifact)"
+        assert about["create_run"].compared
+        assert any(
+            note.startswith("fast does not have log_artifact: its runs are shorter") for note in notes(comparison)
+        )
+    # Of two servers that lack the same, runs are alike.
+    assert answers(compare([shorter(USUAL), shorter(FAST)]))[f"{THROUGHPUT} 12"].verdict is Verdict.faster
+
+
 def test_loads_that_both_have_are_compared_though_ladders_differ() -> None:
     shorter = rival("fast", range(10, 13), speed=10, sizes=(12, 20))
     comparison = compare([USUAL, shorter])
