@@ -25,6 +25,8 @@ from typing import NamedTuple
 import numpy as np
 
 PAIRS = 5
+# Two rounds that are slow on one side and not on the other occur by chance too often.
+LEAST = 3
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(60)
 _HALVINGS = 200
@@ -45,10 +47,10 @@ def freedom(questions: Sequence[tuple[Numbers, Numbers]]) -> float:
     """Return the degrees of freedom of differences between two servers: Welch's and Satterthwaite's, on the average.
 
     The average is that of what each question leaves, not of variances: where one server varies more in some questions
-    and the other one in others, their variances would look alike. Questions that have fewer than two rounds of a server
-    say nothing; without any other, the number is 0.
+    and the other one in others, their variances would look alike. Questions that have fewer than `LEAST` rounds of a
+    server say nothing; without any other, the number is 0.
     """
-    known = [both for both in questions if min(map(len, both)) > 1]
+    known = [both for both in questions if min(map(len, both)) >= LEAST]
     return float(np.mean([_freedom(*both) for both in known])) if known else 0.0
 
 
@@ -64,11 +66,11 @@ def _freedom(first: Numbers, second: Numbers) -> float:
 def of_difference(first: Numbers, second: Numbers, miss: float, free: float) -> Interval:
     """Return by how much the mean of `second` lies above that of `first`; the interval misses with probability `miss`.
 
-    `free` are the degrees of freedom. Nobody can say how much rounds vary of which there is one: then the interval is
-    endless.
+    `free` are the degrees of freedom. Nobody can say how much rounds vary of which there are fewer than `LEAST`: then
+    the interval is endless.
     """
     value = float(np.mean(second) - np.mean(first))
-    if min(len(first), len(second)) < 2:
+    if min(len(first), len(second)) < LEAST:
         return Interval(-math.inf, value, math.inf)
     reach = quantile(miss / 2, free) * math.sqrt(_share(first) + _share(second))
     return Interval(value - reach, value, value + reach)
@@ -83,7 +85,7 @@ def of_pairs(first: Numbers, second: Numbers, miss: float) -> Interval:
     """Return the same of numbers that belong together two by two, such as those of one round."""
     differences = np.asarray(second) - np.asarray(first)
     value, number = float(differences.mean()), len(differences)
-    if number < 2:
+    if number < LEAST:
         return Interval(-math.inf, value, math.inf)
     reach = quantile(miss / 2, number - 1) * float(differences.std(ddof=1)) / math.sqrt(number)
     return Interval(value - reach, value, value + reach)

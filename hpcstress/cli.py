@@ -210,7 +210,11 @@ def compare(
         ),
     ] = None,
     rounds: Annotated[
-        int, Parameter(help="How often each server is deployed and tested, in changing order.", group=_GROUPS["Load"])
+        int,
+        Parameter(
+            help="How often each server is deployed and tested, in changing order; fewer than 3 decide nothing.",
+            group=_GROUPS["Load"],
+        ),
     ] = 3,
     output: Output = None,
     **options: Any,

@@ -103,12 +103,13 @@ def test_a_ratio_is_that_of_the_mean_times_of_all_attempts() -> None:
     assert answers(comparison)["get_run"].ratio.value == pytest.approx(math.exp(logs[0] - logs[1]))
 
 
-def test_one_round_is_shown_and_decides_nothing() -> None:
-    comparison = compare([rival("usual", [1]), rival("fast", [2], speed=10)])
+@pytest.mark.parametrize("seeds", [(1,), (1, 3)])
+def test_two_rounds_are_shown_and_decide_nothing(seeds: Sequence[int]) -> None:
+    comparison = compare([rival("usual", seeds), rival("fast", (2, 4, 5), speed=10)])
     assert {answer.verdict for answer in answers(comparison).values()} == {Verdict.undecided}
     assert said(comparison).startswith("Nothing is decided between usual and fast, because")
-    assert "In this round fast was " in said(comparison)
-    assert any(note.startswith("With one round of a server no verdict") for note in notes(comparison))
+    assert "What there is shows fast " in said(comparison)
+    assert any(note.startswith("With fewer than 3 rounds of a server no verdict") for note in notes(comparison))
 
 
 @pytest.mark.slow

@@ -87,14 +87,14 @@ def test_an_interval_reaches_as_far_as_the_tables_say_on_both_sides() -> None:
     assert of_pairs(first, second, 0.05) == pytest.approx((3 - reach, 3, 3 + reach), abs=0.001)
 
 
-def test_one_round_has_no_limits() -> None:
-    assert freedom([([1.0], [2.0, 3.0])]) == 0
-    assert of_difference([1.0], [2.0, 3.0], 0.05, 0) == (-math.inf, 1.5, math.inf)
-    assert of_pairs([1.0], [2.0], 0.05) == (-math.inf, 1.0, math.inf)
+def test_two_rounds_have_no_limits() -> None:
+    assert freedom([([1.0, 2.0, 3.0], [2.0, 3.0])]) == 0
+    assert of_difference([1.0, 2.0, 3.0], [2.0, 3.0], 0.05, 0) == (-math.inf, 0.5, math.inf)
+    assert of_pairs([1.0, 1.0], [2.0, 2.0], 0.05) == (-math.inf, 1.0, math.inf)
 
 
 def test_rounds_that_do_not_differ_leave_no_doubt() -> None:
-    assert of_difference([1.0, 1.0], [2.0, 2.0], 0.05, freedom([([1.0, 1.0], [2.0, 2.0])])) == (1, 1, 1)
+    assert of_difference([1.0] * 3, [2.0] * 3, 0.05, freedom([([1.0] * 3, [2.0] * 3)])) == (1, 1, 1)
 
 
 # Whole comparisons, many times over: servers on a machine that others use.
@@ -163,7 +163,7 @@ def one_in_20(number: int) -> float:
     return 0.05 * number + 3 * math.sqrt(0.05 * 0.95 * number)
 
 
-@pytest.mark.parametrize("rounds", [1, 2, 3, 5])
+@pytest.mark.parametrize("rounds", [3, 5])
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
 def test_a_server_compared_with_itself_is_faster_or_slower_in_one_comparison_of_20_at_most(
     machine: Machine, rounds: int
@@ -174,7 +174,7 @@ def test_a_server_compared_with_itself_is_faster_or_slower_in_one_comparison_of_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rounds", [2, 3, 5])
+@pytest.mark.parametrize("rounds", [3, 5])
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
 def test_so_it_is_in_two_thousand_comparisons_in_pairs_or_not(machine: Machine, rounds: int) -> None:
     rng = np.random.default_rng(12)
@@ -190,11 +190,9 @@ def test_a_difference_of_30_percent_is_found_in_five_rounds(machine: str) -> Non
     assert times(verdicts, Verdict.slower, Verdict.same) == 0
 
 
-def test_a_server_that_is_many_times_as_fast_is_found_in_two_rounds_and_in_three_in_everything() -> None:
+def test_a_server_that_is_many_times_as_fast_is_found_in_three_rounds_in_everything() -> None:
     rng = np.random.default_rng(4)
-    two = [compared(rng, 2, MACHINES["usual"], speed=12) for _ in range(50)]
     three = [compared(rng, 3, MACHINES["usual"], speed=12) for _ in range(50)]
-    assert times(two, Verdict.faster) >= 45
     assert sum(of == [Verdict.faster] * QUESTIONS for of in three) >= 45
 
 
@@ -212,9 +210,10 @@ def test_what_differs_by_more_than_the_margin_is_not_called_the_same() -> None:
     assert times(verdicts, Verdict.same) <= 3
 
 
-def test_one_round_decides_nothing_however_large_the_difference() -> None:
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_two_rounds_decide_nothing_however_large_the_difference(rounds: int) -> None:
     rng = np.random.default_rng(7)
-    assert {*compared(rng, 1, MACHINES["quiet"], speed=1000)} == {Verdict.undecided}
+    assert {*compared(rng, rounds, MACHINES["quiet"], speed=1000)} == {Verdict.undecided}
 
 
 @given(st.floats(-3, 3), st.floats(-3, 3))
