@@ -44,7 +44,8 @@ ADVICE: dict[Outcome, Advice] = {
     ),
     Outcome.pool_exhausted: Advice(
         "the server's connection pool was exhausted",
-        "raise MLFLOW_SQLALCHEMYSTORE_POOL_SIZE (80 is enough for the 40 threads of a worker)",
+        "raise MLFLOW_SQLALCHEMYSTORE_POOL_SIZE (80 is enough for the 40 threads of a worker; a server started with "
+        "--server has that with pool=80)",
     ),
     Outcome.client_error: Advice(
         "the server rejected requests as wrong",

@@ -27,17 +27,23 @@ from hpcstress.result import Rows
 # More ladders than this are not told one by one.
 _TOLD = 6
 _INTERRUPTED = Outcome.interrupted.name
+# How those fail who were with a part that has died.
+_OF_DEATHS = frozenset({Outcome.gateway.name, Outcome.closed.name, Outcome.refused.name})
 
 
 @dataclass(frozen=True)
 class _Tried:
-    """Hold what came of all repeats of one rung; it is `cut` if nothing is wrong with it but that the job ended."""
+    """Hold what came of all repeats of one rung; it is `cut` if nothing is wrong with it but that the job ended.
+
+    `deaths` are parts of the server that died in any of them, in words.
+    """
 
     rung: Rung
     steps: tuple[StepStatistics, ...]
     broken: tuple[StepStatistics, ...]
     lost: int
     cut: bool
+    deaths: tuple[str, ...]
 
     @property
     def p99(self) -> float:
@@ -69,13 +75,18 @@ def losses(audit: Rows) -> dict[int, int]:
     return dict(lost)
 
 
-def answer_of(steps: tuple[StepStatistics, ...], objective: float, audit: Rows) -> str:
-    """Return the answer in a sentence, or in one for each ladder, and in another what the audit leaves in doubt."""
+def answer_of(
+    steps: tuple[StepStatistics, ...], objective: float, audit: Rows, deaths: Mapping[int, str] | None = None
+) -> str:
+    """Return the answer in a sentence, or in one for each ladder, and in another what the audit leaves in doubt.
+
+    `deaths` says in words of a step which part of the server died in it.
+    """
     if not steps:
         return "There is no answer: no step was played."
     if all(step.lacking and not step.failed and not step.requests_per_second for step in steps):
         return "There is no answer: of what was asked for, the server has nothing."
-    return _answer(steps, objective, losses(audit)) + _reservation(audit)
+    return _answer(steps, objective, losses(audit), deaths or {}) + _reservation(audit)
 
 
 def _reservation(audit: Rows) -> str:
@@ -89,9 +100,11 @@ def _reservation(audit: Rows) -> str:
     return f" But the audit {', and '.join(words)}." if words else ""
 
 
-def _answer(steps: tuple[StepStatistics, ...], objective: float, lost: Mapping[int, int]) -> str:
+def _answer(
+    steps: tuple[StepStatistics, ...], objective: float, lost: Mapping[int, int], deaths: Mapping[int, str]
+) -> str:
     climbed = climb_of(steps)
-    tried = {ladder: _tried(ladder, steps, objective, lost) for ladder in climbed.ladders}
+    tried = {ladder: _tried(ladder, steps, objective, lost, deaths) for ladder in climbed.ladders}
     if len(tried) == 1:
         ((_, rungs),) = tried.items()
         return _sentence(climbed, rungs, objective)
@@ -115,13 +128,19 @@ def _answer(steps: tuple[StepStatistics, ...], objective: float, lost: Mapping[i
 
 
 def _tried(
-    ladder: Ladder, steps: tuple[StepStatistics, ...], objective: float, lost: Mapping[int, int]
+    ladder: Ladder,
+    steps: tuple[StepStatistics, ...],
+    objective: float,
+    lost: Mapping[int, int],
+    deaths: Mapping[int, str],
 ) -> list[_Tried]:
     tried = []
     for rung, repeats in by_rung(steps, ladder.rungs).items():
         broken = tuple(step for step in repeats if not taken(step, objective, lost.get(step.step, 0)))
         cut = bool(broken) and all(_only_cut(step, objective, lost.get(step.step, 0)) for step in broken)
-        tried.append(_Tried(rung, repeats, broken, sum(lost.get(step.step, 0) for step in repeats), cut))
+        all_lost = sum(lost.get(step.step, 0) for step in repeats)
+        died = tuple(deaths[step.step] for step in repeats if step.step in deaths)
+        tried.append(_Tried(rung, repeats, broken, all_lost, cut, died))
     return tried
 
 
@@ -183,6 +202,8 @@ def _what_broke(rung: _Tried, objective: float) -> str:
         others = (f"{name.replace('_', '-')} {number:,}" for name, number in causes.most_common() if name != cause)
         besides = "; besides: " + ", ".join(others) if len(causes) > 1 else ""
         happened, remedy = advice(cause)
+        if rung.deaths and cause in _OF_DEATHS:
+            remedy = f"meanwhile {', and '.join(rung.deaths)}"
         return f"{happened}{some} ({causes[cause]:,} of {count(tried, noun)}{besides}): {remedy}"
     if rung.lost:
         held = count(rung.lost, "run")

@@ -254,7 +254,7 @@ def _about_rung(
     *,
     more_is_faster: bool = False,
 ) -> Question:
-    why = f"not the same run ({told.forbidden['run']})" if "run" in told.forbidden else ""
+    why = f"not the same run ({told.forbidden['run']})" if "run" in told.forbidden else _shorter(rivals)
     failures = (_failures(rivals[0], [rung]), _failures(rivals[1], [rung]))
     return _question(
         subject,
@@ -266,6 +266,15 @@ def _about_rung(
         why=why,
         more_is_faster=more_is_faster,
     )
+
+
+def _shorter(rivals: tuple[Rival, Rival]) -> str:
+    """Say whose runs are shorter because their server does not have an operation of theirs; nothing if nobody's are."""
+    first, second = ({*rival.lacking} for rival in rivals)
+    for rival, alone in ((rivals[0], first - second), (rivals[1], second - first)):
+        if alone:
+            return f"not the same run ({rival.name} does not have {', '.join(sorted(alone))})"
+    return ""
 
 
 def _question(

@@ -25,6 +25,8 @@ from typing import NamedTuple
 import numpy as np
 
 PAIRS = 5
+# Two rounds that are slow on one side and not on the other occur by chance too often.
+LEAST = 3
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(60)
 _HALVINGS = 200
@@ -42,16 +44,18 @@ Numbers = Sequence[float]
 
 
 def freedom(questions: Sequence[tuple[Numbers, Numbers]]) -> float:
-    """Return the degrees of freedom of differences between two servers, by Welch and Satterthwaite.
+    """Return the degrees of freedom of differences between two servers: Welch's and Satterthwaite's, on the average.
 
-    What enters is how much the rounds of each server vary on the average of all questions. Questions that have fewer
-    than two rounds of a server say nothing; without any other, the number is 0.
+    The average is that of what each question leaves, not of variances: where one server varies more in some questions
+    and the other one in others, their variances would look alike. Questions that have fewer than `LEAST` rounds of a
+    server say nothing; without any other, the number is 0.
     """
-    known = [both for both in questions if min(map(len, both)) > 1]
-    if not known:
-        return 0.0
-    shares = [float(np.mean([_share(both[place]) for both in known])) for place in (0, 1)]
-    left = [min(len(both[place]) for both in known) - 1 for place in (0, 1)]
+    known = [both for both in questions if min(map(len, both)) >= LEAST]
+    return float(np.mean([_freedom(*both) for both in known])) if known else 0.0
+
+
+def _freedom(first: Numbers, second: Numbers) -> float:
+    shares, left = (_share(first), _share(second)), (len(first) - 1, len(second) - 1)
     if not any(shares):
         return float(sum(left))
     # Relative to the larger one: the square of a tiny number is 0.
@@ -62,11 +66,11 @@ def freedom(questions: Sequence[tuple[Numbers, Numbers]]) -> float:
 def of_difference(first: Numbers, second: Numbers, miss: float, free: float) -> Interval:
     """Return by how much the mean of `second` lies above that of `first`; the interval misses with probability `miss`.
 
-    `free` are the degrees of freedom. Nobody can say how much rounds vary of which there is one: then the interval is
-    endless.
+    `free` are the degrees of freedom. Nobody can say how much rounds vary of which there are fewer than `LEAST`: then
+    the interval is endless.
     """
     value = float(np.mean(second) - np.mean(first))
-    if min(len(first), len(second)) < 2:
+    if min(len(first), len(second)) < LEAST:
         return Interval(-math.inf, value, math.inf)
     reach = quantile(miss / 2, free) * math.sqrt(_share(first) + _share(second))
     return Interval(value - reach, value, value + reach)
@@ -81,7 +85,7 @@ def of_pairs(first: Numbers, second: Numbers, miss: float) -> Interval:
     """Return the same of numbers that belong together two by two, such as those of one round."""
     differences = np.asarray(second) - np.asarray(first)
     value, number = float(differences.mean()), len(differences)
-    if number < 2:
+    if number < LEAST:
         return Interval(-math.inf, value, math.inf)
     reach = quantile(miss / 2, number - 1) * float(differences.std(ddof=1)) / math.sqrt(number)
     return Interval(value - reach, value, value + reach)

@@ -19,6 +19,7 @@ from analysis.ladders import varied
 from analysis.outages import outages, sentences
 from analysis.page import saved, template, writing
 from analysis.percentiles import Estimate
+from analysis.sign_in import cost_of_sign_in
 from analysis.statistics import Statistics, measure
 from analysis.summary import summary
 from analysis.tables import flat, tables, write_csv
@@ -86,6 +87,7 @@ def _section(path: Path, home: Path, beside: str, anchor: str, gallery: Gallery)
         "pictures": _pictures(frame, statistics, home),
         "outages": sentences(frame),
         "bottleneck": bottleneck(frame, statistics.steps),
+        "sign_in": cost_of_sign_in(frame, statistics.steps),
         "peaks": peaks(frame, statistics.steps),
         "few": any(not step.service.p99.enough for step in statistics.steps),
         "changed": [row for row in _plan(frame.plan) if row["changed"]],

@@ -78,6 +78,11 @@ class Rival:
     name: str
     rounds: tuple[Round, ...]
 
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """Return the operations that the server does not have, so that its runs leave them out."""
+        return tuple(sorted({name for one in self.rounds for step in one.statistics.steps for name in step.lacking}))
+
     def together(self, rungs: Collection[Rung]) -> Statistics:
         """Return the statistics of some rungs as if all rounds were repeats of one job."""
         steps = tuple(step for one in self.rounds for step in one.statistics.steps if step.rung in rungs)

@@ -8,6 +8,7 @@ from pathlib import Path
 from analysis.frame import read
 from analysis.ladders import varied
 from analysis.outages import sentences
+from analysis.sign_in import cost_of_sign_in
 from analysis.statistics import Statistics, by_rung, measure
 from analysis.units import UNKNOWN, count, number, plain, seconds
 from analysis.usage import bottleneck
@@ -25,6 +26,8 @@ def summary(result: Path | str) -> str:
     lines += [verdict.answer, *(judgement.sentence for judgement in verdict.thresholds), verdict.audit]
     lines += sentences(frame)
     if sentence := bottleneck(frame, statistics.steps):
+        lines.append(sentence)
+    if sentence := cost_of_sign_in(frame, statistics.steps):
         lines.append(sentence)
     lines += [plain(note, 300) for note in frame.notes[:_NOTES]]
     if len(frame.notes) > _NOTES:

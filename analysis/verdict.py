@@ -37,6 +37,7 @@ import numpy as np
 
 from analysis.answer import answer_of, audit_of, remarks_of
 from analysis.frame import Frame
+from analysis.outages import outages
 from analysis.statistics import StepStatistics
 from analysis.thresholds import Judgement, judgements
 from analysis.units import count, plain, seconds
@@ -90,11 +91,18 @@ def judge(frame: Frame, steps: tuple[StepStatistics, ...]) -> Verdict:
     """Return what a result says, in sentences."""
     return Verdict(
         findings=measurement(frame, steps),
-        answer=answer_of(steps, frame.objective, frame.audit),
+        answer=answer_of(steps, frame.objective, frame.audit, _deaths(frame)),
         audit=audit_of(frame.audit),
         remarks=remarks_of(steps, frame.objective),
         thresholds=judgements(frame),
     )
+
+
+def _deaths(frame: Frame) -> dict[int, str]:
+    found: dict[int, list[str]] = {}
+    for outage in outages(frame, 0.0):
+        found.setdefault(outage.step, []).append(f"{plain(outage.part)} {plain(outage.told)}")
+    return {step: ", and ".join(told) for step, told in found.items()}
 
 
 def measurement(frame: Frame, steps: tuple[StepStatistics, ...]) -> tuple[Finding, ...]:

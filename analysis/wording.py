@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from analysis.comparison import THROUGHPUT, Answer, Comparison, Failures, Pair, Verdict, worse
+from analysis.intervals import LEAST, PAIRS
 from analysis.ladders import Climb
 from analysis.rivals import Rival
 from analysis.tables import Row
 from analysis.units import UNKNOWN, count, number, plain, seconds
 
-_FEW, _ROUNDS, _MOST = 3, 2, 10_000
+_FEW, _MOST = 3, 10_000
 _ARE = {Verdict.same: "the same", Verdict.undecided: "undecided"}
 _FINDINGS = {
     "CLIENT-BOUND": "the generator may have made its numbers, the server is as fast as this at least",
@@ -28,12 +29,12 @@ def headline(pair: Pair, climbed: Climb) -> str:
     operations = pair.operations
     if not [answer for answer in pair.answers if answer.compared]:
         return f"{first} and {second} have nothing in common that could be compared."
-    if min(pair.rounds) < _ROUNDS:
+    if min(pair.rounds) < LEAST:
         apart = sorted(operations, key=lambda answer: -abs(math.log(answer.ratio.value)))[:_FEW]
         seen = [f"{factor(answer.ratio.value)} times as fast in {answer.question.subject}" for answer in apart]
         return (
             f"Nothing is decided between {first} and {second}, because nobody knows how much rounds differ of which "
-            f"there is one." + (f" In this round {second} was {', '.join(seen)}." if seen else "")
+            f"there are fewer than {LEAST}." + (f" What there is shows {second} {', '.join(seen)}." if seen else "")
         )
     found = Counter(answer.verdict for answer in operations)
     of, rest = count(len(operations), "operation"), []
@@ -84,13 +85,21 @@ def _times(answer: Answer) -> str:
 
 def notes(comparison: Comparison) -> list[str]:
     """Return what has to be known to believe the numbers, or not to."""
-    return [*_about_rounds(comparison), *_about_failures(comparison), *_about_generator(comparison)]
+    return [
+        *_about_rounds(comparison),
+        *_about_lacks(comparison),
+        *_about_failures(comparison),
+        *_about_generator(comparison),
+    ]
 
 
 def _about_rounds(comparison: Comparison) -> Iterator[str]:
     rivals = comparison.rivals
-    if min(len(rival.rounds) for rival in rivals) < _ROUNDS:
-        yield "With one round of a server no verdict is possible, however many requests it had: take 3 or more."
+    if min(len(rival.rounds) for rival in rivals) < LEAST:
+        yield (
+            f"With fewer than {LEAST} rounds of a server no verdict is possible, however many requests they had: "
+            f"take {LEAST} at least, {PAIRS} are better."
+        )
     for rival in rivals:
         broken = [one for one in rival.rounds if not one.complete]
         if broken:
@@ -104,6 +113,15 @@ def _about_rounds(comparison: Comparison) -> Iterator[str]:
             yield (
                 f"All rounds of {before} were measured before those of {after}: what differs may be the day, and no "
                 "interval knows of it. `hpcstress compare` takes turns."
+            )
+
+
+def _about_lacks(comparison: Comparison) -> Iterator[str]:
+    for rival in comparison.rivals:
+        if rival.lacking:
+            yield (
+                f"{rival.name} does not have {', '.join(rival.lacking)}: its runs are shorter by that, and whole runs "
+                "and throughput are compared with no server that has it."
             )
 
 

@@ -211,7 +211,11 @@ def compare(
         ),
     ] = None,
     rounds: Annotated[
-        int, Parameter(help="How often each server is deployed and tested, in changing order.", group=_GROUPS["Load"])
+        int,
+        Parameter(
+            help="How often each server is deployed and tested, in changing order; fewer than 3 decide nothing.",
+            group=_GROUPS["Load"],
+        ),
     ] = 3,
     output: Output = None,
     **options: Any,
@@ -341,10 +345,8 @@ def serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
     with servers.start(server, keep, _tell, check, keep=keep is not None, host=host, port=port) as started:
-        for variable, value in started.environment.items():
-            print(f"export {variable}={shlex.quote(value)}")
-        sys.stdout.flush()
-        _tell("The server runs until Ctrl-C. Put the lines above into another shell.")
+        print(f". {shlex.quote(str(started.exported()))}", flush=True)
+        _tell(f"The server runs at {started.uri} until Ctrl-C. Put the line above into another shell.")
         while not ended.wait(1.0):
             obituary = started.obituary()
             if obituary is not None:

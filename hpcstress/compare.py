@@ -62,8 +62,7 @@ def run_comparison(
         for place, turn in enumerate(left):
             seconds = (time.monotonic() - began) / place if place else 0.0
             progress.say(_announced(turn, turns, len(left) - place, seconds))
-            _play(match, turn, world.anew(), environment, progress, import_seconds, stop)
-            if world.tell((stop.asked,))[0]:
+            if _play(match, turn, world.anew(), environment, progress, import_seconds, stop):
                 progress.say(f"Stopped. What is over is kept, and the same command with --output {path} goes on.")
                 return INCOMPLETE
         return world.only_first(lambda: _code(match, len(turns)))
@@ -126,8 +125,8 @@ def _play(
     progress: Progress,
     import_seconds: float,
     stop: Stop,
-) -> None:
-    """Play one turn; it is over unless somebody has stopped it, or its server did not start."""
+) -> bool:
+    """Play one turn; it is over unless somebody has stopped it, which is returned, or its server did not start."""
     folder = match.folder(turn)
     stop.place = folder.path
     left = world.only_first(lambda: (match.make_room(turn),))[0]
@@ -138,12 +137,16 @@ def _play(
         code = run_job(_planned(match.plan, turn.server), world, folder, there, progress, import_seconds, stop)
     except Refusal as refusal:
         # From what all ranks were told all go on; what only one knows ends the job.
-        if not refusal.shared or refusal.exit_code in (INTERRUPTED, USAGE):
+        if not refusal.shared or refusal.exit_code == USAGE:
             raise
+        if refusal.exit_code == INTERRUPTED:
+            return True
         progress.say(f"{turn.name} was not tested in round {turn.round}: {refusal}")
-        return
-    if not world.tell((stop.asked,))[0]:
-        world.only_first(lambda: _conclude(match, turn, code, environment, progress))
+        return False
+    if world.tell((stop.asked,))[0]:
+        return True
+    world.only_first(lambda: _conclude(match, turn, code, environment, progress))
+    return False
 
 
 def _conclude(match: Rounds, turn: Turn, code: int, environment: Mapping[str, str], progress: Progress) -> bool:

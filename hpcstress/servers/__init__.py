@@ -8,6 +8,7 @@ from pathlib import Path
 from hpcstress.errors import Refusal, UsageRefusal
 from hpcstress.servers import fasttrackml, mlflow, mlflow_go, zones
 from hpcstress.servers.deployment import Deployment, Front
+from hpcstress.servers.port import take
 from hpcstress.servers.spec import DEFAULTS, OPTIONS, SERVERS, Spec, read
 
 __all__ = ["NAMES", "Deployment", "Spec", "read", "start"]
@@ -40,15 +41,17 @@ def described() -> list[str]:
     lines = ["Servers:"]
     for name, named in SERVERS.items():
         lines.append(f"  {name:{wide}}{named.told}")
-        parts = f"parts: {', '.join(named.parts)}; " if named.parts else ""
-        lines.append(f"  {'':{wide}}{parts}options: {', '.join(named.options) or 'none'}")
+        if named.parts:
+            lines.append(f"  {'':{wide}}parts: {', '.join(named.parts)}")
+        options = [*named.options, *(["@VERSION"] if named.versions else [])]
+        lines.append(f"  {'':{wide}}options: {', '.join(options)}")
         if lacking := lack(name):
             lines.append(f"  {'':{wide}}not here: {lacking}")
     lines.append("Options, behind the name with commas between them, such as mlflow-postgres,workers=2,workspaces:")
     wide = max(map(len, OPTIONS)) + 2
     for option, told in OPTIONS.items():
         usual = told["kind"].text(DEFAULTS[option])
-        lines.append(f"  {option:{wide}}{told['told']} [{usual}]")
+        lines.append(f"  {option:{wide}}{told['told']}{f' [{usual}]' if usual else ''}")
     lines.append(f"  {'@VERSION':{wide}}behind the name, another version of MLflow: mlflow-postgres@2.22.5")
     return lines
 
@@ -86,6 +89,8 @@ def start(
         raise UsageRefusal(
             f"{spec.name} is not started from here: hpcstress serve {spec} --write FOLDER writes its manifests."
         )
+    # Its parts ask again when they come to it, which may be minutes of installing later.
+    take(port, host)
     site = Deployment(spec.name, folder, say, check, keep=keep, host=host, port=port)
     try:
         site.front = _ASSEMBLE[spec.name](spec, site)

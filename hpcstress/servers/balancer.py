@@ -68,7 +68,7 @@ def balancer(site: Deployment, port: int, replicas: Mapping[str, int]) -> None:
         "balancer",
         Recipe(
             command=(str(program), "-p", ".", "-c", "nginx.conf", "-e", "stderr"),
-            ready=lambda _: mlflow.answers(port),
+            ready=lambda _: mlflow.answers(port, site.address),
             files={"nginx.conf": configuration(site.host, port, [*replicas.values()])},
             environment=dict(os.environ),
             stamp="nginx",
@@ -81,7 +81,7 @@ def configuration(host: str, port: int, replicas: list[int]) -> str:
     """Return nginx's configuration: listen on a port, and share the requests out among replicas."""
     limit = _open_files()
     return _CONFIGURATION.format(
-        listen=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+        listen=f"{host}:{port}",
         replicas="\n".join(f"        server 127.0.0.1:{number} max_fails=1 fail_timeout=10s;" for number in replicas),
         files=limit,
         # Of each request there are two connections.

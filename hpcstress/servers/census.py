@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ENDED = 0
 UNKNOWN = -1
 # What is dear to count may take this share of a core, whatever number of connections there is.
-_SHARE = 0.005
+_SHARE = 0.02
 _LOOK_AGAIN = 60.0
 _TICK = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")

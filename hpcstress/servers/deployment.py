@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shlex
 import shutil
 import tempfile
 import time
@@ -16,12 +17,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 from hpcstress import lock
 from hpcstress.errors import Refusal
+from hpcstress.quantity import about_size
 from hpcstress.servers.part import Event, Part, Recipe
 
 if TYPE_CHECKING:
     import numpy as np
 
 _PATIENCE = 180.0
+# What a server writes before its first run: PostgreSQL takes the most.
+_ROOM = 100 * 10**6
 _FIRST_WORD = 2.0
 # What a folder that is kept says of itself, and the passwords that its data was made with.
 _STAMPS, _SECRETS = "server.json", "secrets.json"
@@ -71,6 +75,11 @@ class Deployment:
             except BaseException:
                 self.stop()
                 raise
+
+    @property
+    def address(self) -> str:
+        """Return the address by which this machine reaches what listens at `host`."""
+        return "127.0.0.1" if self.host == "0.0.0.0" else self.host  # noqa: S104
 
     @property
     def uri(self) -> str:
@@ -130,6 +139,17 @@ class Deployment:
             self._stamps[name] = recipe.stamp
             _write(self.folder / _STAMPS, {"server": self.name, "parts": self._stamps})
         return part
+
+    def exported(self) -> Path:
+        """Write what a client exports into a file for its owner alone, a line of shell each; return its path.
+
+        So a password is in no terminal, no log of a batch job and no shell's history.
+        """
+        # Below a part: what a guard removes when hpcstress is killed.
+        path = self.folder / self.parts[-1].name / "client.sh"
+        path.touch(mode=0o600)
+        path.write_text("".join(f"export {name}={shlex.quote(value)}\n" for name, value in self.environment.items()))
+        return path
 
     def part(self, name: str) -> Part:
         """Return a part by its name."""
@@ -223,6 +243,13 @@ def _write(path: Path, told: object) -> None:
 
 def _private(name: str, folder: Path | None, *, keep: bool) -> Path:
     try:
+        place = Path(tempfile.gettempdir()) if folder is None else folder if folder.exists() else folder.parent
+        free = shutil.disk_usage(place).free
+        if free < _ROOM:
+            raise Refusal(
+                f"The server {name} needs {about_size(_ROOM)} to begin with, and {about_size(free)} are free in "
+                f"{place}: free some, or set TMPDIR to a folder on another disk."
+            )
         if folder is None:
             return Path(tempfile.mkdtemp(prefix=f"hpcstress-{name}-")).resolve()
         folder.mkdir(mode=0o700, exist_ok=True)

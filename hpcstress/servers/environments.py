@@ -198,6 +198,8 @@ def _environment(environment: Mapping[str, str]) -> dict[str, str]:
     for theirs, ours in (("PIP_INDEX_URL", "UV_DEFAULT_INDEX"), ("PIP_EXTRA_INDEX_URL", "UV_INDEX")):
         if theirs in environment and not {ours, f"UV_{theirs[4:]}"} & environment.keys():
             kept[ours] = environment[theirs]
+    # A site's own authority is known to the system, as it is to pip, and not to uv.
+    kept.setdefault("UV_SYSTEM_CERTS", "true")
     return kept
 
 

@@ -36,7 +36,7 @@ def assemble(spec: Spec, site: Deployment) -> Front:
                 *("--database-uri", address, "--database-pool-max", str(pool)),
                 *("--default-artifact-root", "artifacts"),
             ),
-            ready=lambda _: mlflow.answers(port),
+            ready=lambda _: mlflow.answers(port, site.address),
             environment={
                 **{name: value for name, value in mlflow.clean(os.environ).items() if not name.startswith("FML_")},
                 **data.environment,

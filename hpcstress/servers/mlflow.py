@@ -30,8 +30,7 @@ _SHIPPED_POOL = 15
 _STORES = 5
 _THREADS = 7
 _ALSO = ("psycopg2-binary==2.9.13", "boto3==1.44.5")
-_ANYWHERE = ("0.0.0.0", "::")  # noqa: S104
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_LOOPBACK = ("127.0.0.1", "localhost")
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def tracking(
 
 def front(site: Deployment, port: int, signs_in: bool, told: dict[str, object]) -> Front:
     """Return what clients see of a tracking server that listens on a port."""
-    uri = f"http://{'127.0.0.1' if site.host in _ANYWHERE else site.host}:{port}"
+    uri = f"http://{site.address}:{port}"
     signed = {"MLFLOW_TRACKING_USERNAME": USER, "MLFLOW_TRACKING_PASSWORD": site.secret("admin")}
     return Front(uri, {"MLFLOW_TRACKING_URI": uri, **(signed if signs_in else {})}, told)
 
@@ -188,11 +187,11 @@ def recipe(
             *("--backend-store-uri", address, "--artifacts-destination", artifacts),
             *(["--enable-workspaces"] if spec.workspaces else []),
             *(["--gunicorn-opts", f"-k gthread --threads {_THREADS} --timeout 120"] if spec.gunicorn else []),
-            *(["--allowed-hosts", _hosts(site.host, behind or port)] if site.host not in _LOOPBACK else []),
+            *(["--allowed-hosts", _hosts(site.address, behind or port)] if site.host not in _LOOPBACK else []),
         ),
         before=_users_first(chosen, data) if signs_in and chosen.release < (3, 17) else (),
         # The first worker answers while the others are still starting: wait for all of them.
-        ready=lambda log: _started(log) >= spec.workers and answers(port),
+        ready=lambda log: _started(log) >= spec.workers and answers(port, "127.0.0.1" if behind else site.address),
         files={"auth.ini": _sign_in(spec, chosen, data, password)} if signs_in else {},
         environment={
             **clean(os.environ),
@@ -232,7 +231,7 @@ def _started(log: str) -> int:
 
 def _hosts(host: str, port: int) -> str:
     """Return the hosts that clients may ask for: this machine by any of its names."""
-    names = dict.fromkeys(["localhost", "127.0.0.1", gethostname(), *([] if host in _ANYWHERE else [host])])
+    names = dict.fromkeys(["localhost", "127.0.0.1", gethostname(), host])
     return ",".join(f"{name}:{port}" for name in names)
 
 
@@ -252,9 +251,9 @@ def _sign_in(spec: Spec, chosen: Program, data: Database, password: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def answers(port: int, path: str = "/health") -> bool:
+def answers(port: int, address: str = "127.0.0.1", path: str = "/health") -> bool:
     """Tell whether a server of this machine answers as a healthy one; one that wants a sign-in for that is."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection = http.client.HTTPConnection(address, port, timeout=5)
     try:
         connection.request("GET", path)
         return connection.getresponse().status in (200, 401)

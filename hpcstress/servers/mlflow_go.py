@@ -43,7 +43,10 @@ def assemble(spec: Spec, site: Deployment) -> Front:
                 *("--backend-store-uri", address, "--artifacts-destination", "artifacts"),
             ),
             # What it does not know it asks of MLflow behind it: that takes longer to start.
-            ready=lambda _: mlflow.answers(port) and mlflow.answers(port, "/api/2.0/mlflow-artifacts/artifacts?path="),
+            ready=lambda _: (
+                mlflow.answers(port, site.address)
+                and mlflow.answers(port, site.address, "/api/2.0/mlflow-artifacts/artifacts?path=")
+            ),
             environment={
                 **mlflow.clean(os.environ),
                 **data.environment,

@@ -44,6 +44,10 @@ SERVERS: dict[str, Named] = {
     "fasttrackml-postgres": Named(
         "FastTrackML on PostgreSQL", ("database", "tracking"), ("pool", "auth"), auth=("basic", "none")
     ),
+    "mlflow-go-sqlite": Named("MLflow 3.0 behind mlflow-go, on SQLite; has no sign-in", ("tracking",), ("workers",)),
+    "mlflow-go-postgres": Named(
+        "MLflow 3.0 behind mlflow-go, on PostgreSQL; has no sign-in", ("database", "tracking"), ("workers",)
+    ),
     "local": Named(
         "MLflow on PostgreSQL, artifacts in files of its own", ("database", "tracking"), _TUNING, True, _SIGN_INS
     ),
@@ -69,10 +73,6 @@ SERVERS: dict[str, Named] = {
         (),
         ("workers", "replicas", "namespace", "host", "registry", "openshift"),
         True,
-    ),
-    "mlflow-go-sqlite": Named("MLflow 3.0 behind mlflow-go, on SQLite; has no sign-in", ("tracking",), ("workers",)),
-    "mlflow-go-postgres": Named(
-        "MLflow 3.0 behind mlflow-go, on PostgreSQL; has no sign-in", ("database", "tracking"), ("workers",)
     ),
 }
 DEFAULT = "mlflow-sqlite"

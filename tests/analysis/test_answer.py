@@ -14,7 +14,10 @@ TAKES_10 = "Takes 10 parallel runs with a p99 of 0.10 s and no errors;"
 TAKES_30 = "Takes 30 parallel runs with a p99 of 0.10 s and no errors;"
 NOT_EVEN_10 = "Does not take even 10 parallel runs, the smallest step tried:"
 POOL = "the server's connection pool was exhausted"
-RAISE = "raise MLFLOW_SQLALCHEMYSTORE_POOL_SIZE (80 is enough for the 40 threads of a worker)."
+RAISE = (
+    "raise MLFLOW_SQLALCHEMYSTORE_POOL_SIZE (80 is enough for the 40 threads of a worker; a server started with "
+    "--server has that with pool=80)."
+)
 
 
 def step(size: int, **told: Any) -> dict[str, Any]:
@@ -114,6 +117,18 @@ def test_failures_of_both_kinds_are_counted_among_attempts() -> None:
     )
 
     assert "at 30 the server closed connections without an answer (15 of 48 attempts)" in answer
+
+
+def test_who_was_with_a_part_that_died_is_told_of_its_death_and_not_of_a_setting() -> None:
+    died = {1: "tracking-2 was killed by SIGKILL"}
+    steps = played(step(10), step(30, failed={Outcome.gateway: 2}))
+    assert answer_of(steps, 1.0, audited(), died).endswith(
+        "(2 of 30 requests): meanwhile tracking-2 was killed by SIGKILL."
+    )
+    # A death in another step, or a cause that no death has, changes nothing.
+    assert "workers" in answer_of(steps, 1.0, audited(), {0: died[1]})
+    full = played(step(10), step(30, failed={Outcome.pool_exhausted: 9}))
+    assert answer_of(full, 1.0, audited(), died) == answer_of(full, 1.0, audited())
 
 
 @pytest.mark.parametrize("consequence", [Outcome.interrupted, Outcome.refused])

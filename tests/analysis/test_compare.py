@@ -41,13 +41,13 @@ def result(path: Path, server: str, seed: int, speed: float = 1.0, **changes: ob
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a comparison of three servers in two rounds; one turn is not over."""
+    """The folder of a comparison of three servers in four rounds; one turn is not over."""
     path = tmp_path_factory.mktemp("all") / "comparison"
     match = begin(path, Plan(), ["mlflow-sqlite", "mlflow-postgres", "fasttrackml-sqlite"])
-    for number, turn in enumerate(match.turns(3)):
+    for number, turn in enumerate(match.turns(4)):
         speed = {"mlflow-sqlite": 1.0, "mlflow-postgres": 1.05}.get(turn.server, 10.0)
         result(match.folder(turn).result, turn.server, number, speed)
-        if number < 8:
+        if number < 11:
             match.over(turn, 0)
     return path
 
@@ -101,8 +101,8 @@ class Text(HTMLParser):
 def test_a_comparison_has_its_servers_as_they_were_named_and_only_the_turns_that_are_over(folder: Path) -> None:
     rivals = rivals_of([folder])
     assert [rival.name for rival in rivals] == ["mlflow-sqlite", "mlflow-postgres", "fasttrackml-sqlite"]
-    assert sum(len(rival.rounds) for rival in rivals) == 8
-    assert all(sorted(one.number or 0 for one in rival.rounds) in ([1, 2, 3], [1, 2]) for rival in rivals)
+    assert sum(len(rival.rounds) for rival in rivals) == 11
+    assert all(sorted(one.number or 0 for one in rival.rounds) in ([1, 2, 3, 4], [1, 2, 3]) for rival in rivals)
 
 
 def test_results_of_one_server_are_its_rounds(tmp_path: Path) -> None:

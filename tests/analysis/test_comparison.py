@@ -103,12 +103,13 @@ def test_a_ratio_is_that_of_the_mean_times_of_all_attempts() -> None:
     assert answers(comparison)["get_run"].ratio.value == pytest.approx(math.exp(logs[0] - logs[1]))
 
 
-def test_one_round_is_shown_and_decides_nothing() -> None:
-    comparison = compare([rival("usual", [1]), rival("fast", [2], speed=10)])
+@pytest.mark.parametrize("seeds", [(1,), (1, 3)])
+def test_two_rounds_are_shown_and_decide_nothing(seeds: Sequence[int]) -> None:
+    comparison = compare([rival("usual", seeds), rival("fast", (2, 4, 5), speed=10)])
     assert {answer.verdict for answer in answers(comparison).values()} == {Verdict.undecided}
     assert said(comparison).startswith("Nothing is decided between usual and fast, because")
-    assert "In this round fast was " in said(comparison)
-    assert any(note.startswith("With one round of a server no verdict") for note in notes(comparison))
+    assert "What there is shows fast " in said(comparison)
+    assert any(note.startswith("With fewer than 3 rounds of a server no verdict") for note in notes(comparison))
 
 
 @pytest.mark.slow
@@ -146,6 +147,11 @@ def test_five_rounds_that_belong_together_are_compared_in_pairs() -> None:
     alone = answers(compare(loose))
     assert not alone["create_run"].question.paired
     assert {answer.verdict for answer in alone.values()} == {Verdict.undecided}
+
+
+def test_fewer_rounds_are_no_pairs_because_too_little_freedom_would_be_left() -> None:
+    rivals = [Rival(name, tuple(a_round(n, number=n) for n in range(4))) for name in ("one", "two")]
+    assert not any(answer.question.paired for answer in answers(compare(rivals)).values())
 
 
 def test_a_round_that_one_server_has_not_is_in_no_pair() -> None:
@@ -195,6 +201,28 @@ def test_an_operation_that_only_one_server_has_is_not_compared() -> None:
     answer = answers(comparison)["log_artifact"]
     assert (answer.compared, answer.why) == (False, "only usual has it")
     assert "in 5 of 5 operations" in said(comparison)
+
+
+def test_runs_that_a_server_shortens_are_not_compared_with_whole_ones() -> None:
+    def shorter(server: Rival) -> Rival:
+        def without(one: Round) -> Round:
+            steps = tuple(replace(step, lacking=("log_artifact",)) for step in one.statistics.steps)
+            return replace(one, statistics=replace(one.statistics, steps=steps))
+
+        return replace(server, rounds=tuple(map(without, server.rounds)))
+
+    for rivals in ([USUAL, shorter(FAST)], [shorter(FAST), USUAL]):
+        comparison = compare(rivals)
+        about = answers(comparison)
+        for subject in (f"{RUN_DURATION} 4", f"{THROUGHPUT} 12"):
+            assert not about[subject].compared
+            assert about[subject].why == "not the same run (fast does not have log_artifact)"
+        assert about["create_run"].compared
+        assert any(
+            note.startswith("fast does not have log_artifact: its runs are shorter") for note in notes(comparison)
+        )
+    # Of two servers that lack the same, runs are alike.
+    assert answers(compare([shorter(USUAL), shorter(FAST)]))[f"{THROUGHPUT} 12"].verdict is Verdict.faster
 
 
 def test_loads_that_both_have_are_compared_though_ladders_differ() -> None:

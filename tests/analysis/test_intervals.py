@@ -77,14 +77,24 @@ def test_the_freedom_lies_between_that_of_one_server_and_that_of_both() -> None:
     assert 2 < freedom([alike, unlike]) < 4
 
 
-def test_one_round_has_no_limits() -> None:
-    assert freedom([([1.0], [2.0, 3.0])]) == 0
-    assert of_difference([1.0], [2.0, 3.0], 0.05, 0) == (-math.inf, 1.5, math.inf)
-    assert of_pairs([1.0], [2.0], 0.05) == (-math.inf, 1.0, math.inf)
+def test_an_interval_reaches_as_far_as_the_tables_say_on_both_sides() -> None:
+    first, second = [1.0, 2.0, 3.0], [3.0, 5.0, 7.0]
+    # Variances of 1 and 4, each of three numbers; t of 4 degrees of freedom leaves 2.5 % on either side beyond 2.776.
+    reach = 2.776 * math.sqrt(1 / 3 + 4 / 3)
+    assert of_difference(first, second, 0.05, 4) == pytest.approx((3 - reach, 3, 3 + reach), abs=0.001)
+    # Differences of 2, 3 and 4: t of 2 degrees of freedom.
+    reach = 4.303 * math.sqrt(1 / 3)
+    assert of_pairs(first, second, 0.05) == pytest.approx((3 - reach, 3, 3 + reach), abs=0.001)
+
+
+def test_two_rounds_have_no_limits() -> None:
+    assert freedom([([1.0, 2.0, 3.0], [2.0, 3.0])]) == 0
+    assert of_difference([1.0, 2.0, 3.0], [2.0, 3.0], 0.05, 0) == (-math.inf, 0.5, math.inf)
+    assert of_pairs([1.0, 1.0], [2.0, 2.0], 0.05) == (-math.inf, 1.0, math.inf)
 
 
 def test_rounds_that_do_not_differ_leave_no_doubt() -> None:
-    assert of_difference([1.0, 1.0], [2.0, 2.0], 0.05, freedom([([1.0, 1.0], [2.0, 2.0])])) == (1, 1, 1)
+    assert of_difference([1.0] * 3, [2.0] * 3, 0.05, freedom([([1.0] * 3, [2.0] * 3)])) == (1, 1, 1)
 
 
 # Whole comparisons, many times over: servers on a machine that others use.
@@ -95,7 +105,8 @@ class Machine(NamedTuple):
 
     `run` is what a whole run of a server has, `operation` what each of its operations has for itself. From one run to
     the next the machine goes astray by `walk`, for all servers, and gets slower by `drift`. In a share of runs and
-    operations, `stalls`, something takes twice or ten times as long. The second server varies `unlike` times as much.
+    operations, `stalls`, something takes twice or ten times as long. The second server varies `unlike` times as much;
+    so does, where it is `crossed`, the first one instead in every other operation.
     """
 
     run: float = 0.05
@@ -104,6 +115,7 @@ class Machine(NamedTuple):
     drift: float = 0.0
     stalls: float = 0.0
     unlike: float = 1.0
+    crossed: bool = False
 
 
 MACHINES = {
@@ -115,6 +127,7 @@ MACHINES = {
     "stalling": Machine(stalls=0.1),
     "independent": Machine(0.0, 0.1),
     "one server varies more": Machine(unlike=4.0),
+    "each varies more in something": Machine(0.0, 0.1, unlike=10.0, crossed=True),
 }
 QUESTIONS = 12
 
@@ -128,7 +141,9 @@ def compared(
     for number, line in enumerate(order(2, rounds, seed=int(rng.integers(1000)))):
         for server in line:
             state += rng.normal(0, machine.walk) + machine.drift
-            own = machine.unlike if server else 1.0
+            own = np.full(QUESTIONS, machine.unlike if server else 1.0)
+            if machine.crossed:
+                own[::2] = 1.0 if server else machine.unlike
             common = rng.normal(0, machine.run) * own + rng.exponential() * (rng.random() < machine.stalls)
             each = rng.normal(0, machine.operation, QUESTIONS) * own
             each += rng.exponential(1, QUESTIONS) * (rng.random(QUESTIONS) < machine.stalls)
@@ -148,7 +163,7 @@ def one_in_20(number: int) -> float:
     return 0.05 * number + 3 * math.sqrt(0.05 * 0.95 * number)
 
 
-@pytest.mark.parametrize("rounds", [1, 2, 3, 5])
+@pytest.mark.parametrize("rounds", [3, 5])
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
 def test_a_server_compared_with_itself_is_faster_or_slower_in_one_comparison_of_20_at_most(
     machine: Machine, rounds: int
@@ -159,12 +174,12 @@ def test_a_server_compared_with_itself_is_faster_or_slower_in_one_comparison_of_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rounds", [2, 3, 5])
+@pytest.mark.parametrize("rounds", [3, 5])
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
-def test_so_it_is_in_a_thousand_comparisons_in_pairs_or_not(machine: Machine, rounds: int) -> None:
-    rng = np.random.default_rng(2)
-    verdicts = [compared(rng, rounds, machine, paired=bool(number % 2)) for number in range(1000)]
-    assert times(verdicts, Verdict.faster, Verdict.slower) <= one_in_20(1000)
+def test_so_it_is_in_two_thousand_comparisons_in_pairs_or_not(machine: Machine, rounds: int) -> None:
+    rng = np.random.default_rng(12)
+    verdicts = [compared(rng, rounds, machine, paired=bool(number % 2)) for number in range(2000)]
+    assert times(verdicts, Verdict.faster, Verdict.slower) <= one_in_20(2000)
 
 
 @pytest.mark.parametrize("machine", ["quiet", "usual", "slower and slower"])
@@ -175,11 +190,9 @@ def test_a_difference_of_30_percent_is_found_in_five_rounds(machine: str) -> Non
     assert times(verdicts, Verdict.slower, Verdict.same) == 0
 
 
-def test_a_server_that_is_many_times_as_fast_is_found_in_two_rounds_and_in_three_in_everything() -> None:
+def test_a_server_that_is_many_times_as_fast_is_found_in_three_rounds_in_everything() -> None:
     rng = np.random.default_rng(4)
-    two = [compared(rng, 2, MACHINES["usual"], speed=12) for _ in range(50)]
     three = [compared(rng, 3, MACHINES["usual"], speed=12) for _ in range(50)]
-    assert times(two, Verdict.faster) >= 45
     assert sum(of == [Verdict.faster] * QUESTIONS for of in three) >= 45
 
 
@@ -197,9 +210,10 @@ def test_what_differs_by_more_than_the_margin_is_not_called_the_same() -> None:
     assert times(verdicts, Verdict.same) <= 3
 
 
-def test_one_round_decides_nothing_however_large_the_difference() -> None:
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_two_rounds_decide_nothing_however_large_the_difference(rounds: int) -> None:
     rng = np.random.default_rng(7)
-    assert {*compared(rng, 1, MACHINES["quiet"], speed=1000)} == {Verdict.undecided}
+    assert {*compared(rng, rounds, MACHINES["quiet"], speed=1000)} == {Verdict.undecided}
 
 
 @given(st.floats(-3, 3), st.floats(-3, 3))

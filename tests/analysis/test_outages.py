@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from analysis.outages import outages, sentences
+from analysis.statistics import measure
+from analysis.verdict import judge
 from hpcstress.record import Operation, Outcome
 from tests.analysis.results import BEGAN, frame_of, rows, steps_of, table
 
@@ -99,3 +101,8 @@ def test_a_name_within_another_name_is_not_it() -> None:
 
 def test_without_events_nothing_is_said() -> None:
     assert sentences(job(*GOOD, told=events())) == []
+
+
+def test_the_answer_names_the_death_as_the_cause_of_what_failed_in_its_step() -> None:
+    frame = job(*GOOD, *BAD, *LATER, told=events(KILLED))
+    assert judge(frame, measure(frame).steps).answer.endswith(": meanwhile tracking-2 was killed by SIGKILL.")

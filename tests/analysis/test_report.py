@@ -186,6 +186,15 @@ def test_the_server_has_a_section_where_something_is_known_of_it(tmp_path: Path)
     assert not (tmp_path / "neither" / "usage.png").exists()
 
 
+def test_what_signing_in_costs_stands_below_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("analysis.report.cost_of_sign_in", lambda _, steps: f"It is dear at {steps[0].where}.")
+    result = usual(tmp_path / "r.h5", runs=(10,), repeats=1, faults=())
+
+    text = Page(write_report([result], tmp_path / "report")).text
+
+    assert "It is dear at 10 runs (repeat 1)." in text.partition("How it scales")[0]
+
+
 def test_several_results_have_a_section_each_and_a_table_above(both: Path) -> None:
     page = Page(both)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import itertools
 import json
 import re
@@ -278,6 +279,27 @@ def test_runs_are_found_on_all_pages(count: int, size: int, requests: int) -> No
         "run_view_type": "ACTIVE_ONLY",
         "max_results": PAGE,
     }
+
+
+@pytest.mark.parametrize(
+    ("told_token", "sent_token"),
+    [
+        # As FastTrackML 0.6 tells them: cut off after a multiple of three bytes.
+        ("eyJvZmZzZXQiOjEwMDAw", '{"offset":10000}'),
+        ("eyJvZmZzZXQiOjEwMDB9", '{"offset":1000}'),
+        ("eyJvZmZzZXQiOjEwMDAwMH0K", '{"offset":100000}\n'),
+        # As MLflow does.
+        ("eyJvZmZzZXQiOiAxMDAwMH0=", '{"offset": 10000}'),
+    ],
+)
+def test_a_token_that_fasttrackml_has_cut_off_is_made_whole(told_token: str, sent_token: str) -> None:
+    def answer(request: Request) -> bytes:
+        asked = json.loads(request.body).get("page_token")
+        return reply(b'{"runs": [{}]}' if asked else b'{"runs": [{}], "next_page_token": "%s"}' % told_token.encode())
+
+    runs, server = told(answer, found)
+    assert len(runs) == 2
+    assert base64.b64decode(json.loads(server.requests[1].body)["page_token"]).decode() == sent_token
 
 
 @pytest.mark.parametrize("body", [b'{"runs": null, "next_page_token": null}', b'{"next_page_token": ""}', b"{}"])

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +65,11 @@ def deployed() -> Callable[..., Deployment]:
         return site
 
     return deploy
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """Make a folder for temporary files that everybody may enter: PostgreSQL is not root."""
+    with tempfile.TemporaryDirectory(prefix="hpcstress-test-", dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)

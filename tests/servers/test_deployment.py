@@ -14,6 +14,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -22,7 +23,7 @@ import pytest
 from hpcstress.errors import Interruption, Refusal
 from hpcstress.result import TABLES
 from hpcstress.servers import deployment
-from hpcstress.servers.deployment import Deployment
+from hpcstress.servers.deployment import Deployment, Front
 from hpcstress.servers.part import Recipe
 
 Eventually = Callable[[Callable[[], object]], None]
@@ -97,6 +98,49 @@ def test_a_folder_with_something_in_it_is_refused_and_left_alone(
 def test_a_folder_that_cannot_be_made_is_refused(little: Little, deployed: Deployed, tmp_path: Path) -> None:
     with pytest.raises(Refusal, match=r"no place for the server little .*No such file.*: give it a folder"):
         deployed(little(), folder=tmp_path / "not there" / "new")
+
+
+@pytest.mark.parametrize("place", [None, "new", "there"])
+def test_a_disk_without_room_for_a_server_is_refused(
+    little: Little,
+    deployed: Deployed,
+    temporary: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str | None,
+) -> None:
+    (tmp_path / "there").mkdir()
+    before = [*tmp_path.rglob("*")]
+    asked: list[Path] = []
+
+    def disk_usage(path: Path) -> SimpleNamespace:
+        asked.append(path)
+        return SimpleNamespace(free=262144)
+
+    monkeypatch.setattr("shutil.disk_usage", disk_usage)
+    with pytest.raises(
+        Refusal, match=r"^The server little needs .* to begin with, and 262 kB are free in .*: free some"
+    ):
+        deployed(little(), folder=None if place is None else tmp_path / place)
+    assert asked == [{None: temporary, "new": tmp_path, "there": tmp_path / "there"}[place]]
+    assert [*tmp_path.rglob("*")] == before
+
+
+def test_what_a_client_exports_is_in_a_file_for_its_owner_that_goes_with_the_server(
+    little: Little, deployed: Deployed, temporary: Path
+) -> None:
+    with deployed(little()) as server:
+        server.front = Front("http://127.0.0.1:1", {"MLFLOW_TRACKING_PASSWORD": "it's $secret"}, {})
+        file = server.exported()
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        shell = subprocess.run(
+            ["sh", "-c", '. "$0"; printenv MLFLOW_TRACKING_PASSWORD', file], capture_output=True, text=True
+        )
+        assert shell.stdout == "it's $secret\n"
+        # As when hpcstress is killed: the guard alone is left to remove what there is.
+        psutil.Process(server.pids()[0]).parent().terminate()
+        server.parts[0]._guard.wait()
+        assert list(temporary.iterdir()) == []
 
 
 def test_a_server_that_cannot_be_guarded_leaves_no_folder(

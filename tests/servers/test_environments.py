@@ -177,15 +177,17 @@ def test_environments_are_where_caches_are(environment: dict[str, str], root: st
     assert cache(environment) == Path(root) / "hpcstress" / "environments"
 
 
-def test_uv_takes_pips_mirror_where_it_has_none_of_its_own() -> None:
+def test_uv_takes_pips_mirror_where_it_has_none_of_its_own_and_the_systems_authorities() -> None:
     pip = {"PIP_INDEX_URL": "https://mirror", "VIRTUAL_ENV": "/here", "PYTHONPATH": "/here", "HOME": "/home/a"}
     assert environments._environment(pip) == {
         "PIP_INDEX_URL": "https://mirror",
         "UV_DEFAULT_INDEX": "https://mirror",
+        "UV_SYSTEM_CERTS": "true",
         "HOME": "/home/a",
     }
-    own = {**pip, "UV_INDEX_URL": "https://own"}
+    own = {**pip, "UV_INDEX_URL": "https://own", "UV_SYSTEM_CERTS": "false"}
     assert "UV_DEFAULT_INDEX" not in environments._environment(own)
+    assert environments._environment(own)["UV_SYSTEM_CERTS"] == "false"
 
 
 # The real uv, from an index that is a folder.

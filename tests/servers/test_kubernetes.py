@@ -224,6 +224,20 @@ def test_every_mount_has_its_volume(objects: list[dict[str, Any]]) -> None:
             assert {mount["name"] for mount in container.get("volumeMounts", ())} <= volumes
 
 
+def test_no_two_pods_that_are_applied_together_wait_for_one_disk(texts: dict[str, str]) -> None:
+    applied = [re.findall(r"-f (\S+)", line) for line in texts["README.md"].splitlines() if " apply " in line]
+    assert len(applied) == 3
+    for names in applied:
+        together = [each for name in names for each in yaml.safe_load_all(texts[name])]
+        claims = [
+            volume["persistentVolumeClaim"]["claimName"]
+            for _, pod in pods(together)
+            for volume in pod["spec"].get("volumes", ())
+            if "persistentVolumeClaim" in volume
+        ]
+        assert len(claims) == len({*claims})
+
+
 def test_every_service_finds_pods_with_the_port_it_names(objects: list[dict[str, Any]]) -> None:
     for service in of_kind(objects, "Service"):
         selector = service["spec"]["selector"].items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,15 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_an_unknown_name_is_refused_with_the_nearest_names_and_leaves_nothing(temporary: Path) -> None:
     with pytest.raises(UsageRefusal, match=r"There is no server 'mlflow-sqlit'.* Did you mean mlflow-sqlite"):
         servers.start("mlflow-sqlit")
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_port_that_is_taken_is_refused_before_anything_is_started(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(servers._ASSEMBLE, "mlflow-sqlite", lambda *_: pytest.fail("it was started"))
+    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(Refusal, match="Address already in use"):
+        servers.start("mlflow-sqlite", port=server.getsockname()[1])
     assert list(temporary.iterdir()) == []
 
 
@@ -78,8 +88,13 @@ def test_the_list_tells_of_every_server_part_and_option_and_of_what_is_missing(m
     told = "\n".join(servers.described())
     for name, named in SERVERS.items():
         assert f"  {name} " in told
-        assert f"parts: {', '.join(named.parts)}; " in told or not named.parts
+        assert f"parts: {', '.join(named.parts)}\n" in told or not named.parts
+        assert told.partition(f"  {name} ")[2].partition("options: ")[2].partition("\n")[0].split(", ") == [
+            *named.options,
+            *(["@VERSION"] if named.versions else []),
+        ]
     for option in OPTIONS:
         assert f"\n  {option} " in told
+    assert "[]" not in told
     assert told.count("not here: ") == 1
     assert told.index("mlflow-postgres ") < told.index("not here: It is not installed") < told.index("fasttrackml")
