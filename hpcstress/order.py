@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +22,8 @@ from hpcstress.executors import Order
 from hpcstress.folder import RunFolder, default_path
 from hpcstress.launcher import promised_size
 from hpcstress.plan import Plan, named
-from hpcstress.quantity import count, nearest, read_positive, read_positive_seconds
+from hpcstress.preflight import check_ranks
+from hpcstress.quantity import nearest, read_positive, read_positive_seconds
 from hpcstress.site import Site
 from hpcstress.site import named as site_named
 from hpcstress.submission import Job, Submission
@@ -29,6 +31,7 @@ from hpcstress.target import is_named
 from hpcstress.workloads import MODULES, check
 
 T = TypeVar("T")
+V = TypeVar("V")
 
 CLUSTERS = {"slurm": executors.slurm, "local": executors.local, "debug": executors.debug}
 SCALINGS = ("strong", "weak")
@@ -63,12 +66,14 @@ def submit(
     if (promised_size(os.environ) or 1) > 1:
         raise UsageRefusal("hpcstress submit starts the ranks itself: call it once, without mpiexec or srun.")
     profile = _profile(site, cluster, account, partition)
-    minutes = math.ceil(_told("--time", read_positive_seconds, time_limit) / 60)
+    minutes = math.ceil(_checked("--time", read_positive_seconds, time_limit) / 60)
     plans = _named([plan] if isinstance(plan, (str, Plan)) else [*plan], names, options)
-    sizes = sorted({_told("--nodes", read_positive, size) for size in ([nodes] if isinstance(nodes, int) else nodes)})
+    sizes = sorted(
+        {_checked("--nodes", read_positive, size) for size in ([nodes] if isinstance(nodes, int) else nodes)}
+    )
     folder = Path(output) if output is not None else default_path(next(iter(plans)), time.time())
     folder = folder.expanduser().absolute()
-    ranks = _told("--ranks-per-node", read_positive, ranks_per_node)
+    ranks = _checked("--ranks-per-node", read_positive, ranks_per_node)
     if profile.cores_per_node and ranks > profile.cores_per_node:
         raise UsageRefusal(
             f"--ranks-per-node: a node has {profile.cores_per_node} cores, {ranks} ranks would share them: "
@@ -98,12 +103,12 @@ def _profile(site: str | Site, cluster: str, account: str, partition: str) -> Si
     return Site()
 
 
-def _told(option: str, read: Callable[[object], T], value: object) -> T:
-    """Read a value; a refusal names its option."""
+def _checked(place: str, check: Callable[[V], T], value: V) -> T:
+    """Check or read a value; a refusal names its place, such as an option."""
     try:
-        return read(value)
+        return check(value)
     except UsageRefusal as refusal:
-        raise UsageRefusal(f"{option}: {refusal}") from None
+        raise UsageRefusal(f"{place}: {refusal}") from None
 
 
 def _named(plans: Sequence[str | Plan], names: Sequence[str], options: Mapping[str, Any]) -> dict[str, Plan]:
@@ -134,12 +139,7 @@ def _jobs(
             ranks = nodes * ranks_per_node
             label = f"{name}-{nodes}x{ranks_per_node}"
             grown = _grown(plan, nodes, sizes[0]) if scaling == "weak" else plan
-            if ranks > max(grown.steps):
-                noun = "user" if grown.users else "run"
-                raise UsageRefusal(
-                    f"{count(ranks, 'rank')} on {count(nodes, 'node')} are more than the largest step of {name} has: "
-                    f"{count(max(grown.steps), noun)}. Take fewer ranks, or give more --{noun}s."
-                )
+            _checked(label, partial(check_ranks, grown), ranks)
             place = folder if alone else folder / label
             jobs.append(Job(label, grown, nodes, ranks, RunFolder(place), _records(folder) / f"{label}.code"))
     return jobs

@@ -12,8 +12,9 @@ from hpcstress import tokens
 from hpcstress.clients.answer import Answer, Failed, said
 from hpcstress.clients.api import Api, refusal
 from hpcstress.clients.requests import API
-from hpcstress.errors import Refusal
+from hpcstress.errors import Refusal, UsageRefusal
 from hpcstress.folder import open_files_limit
+from hpcstress.plan import Plan
 from hpcstress.quantity import count
 from hpcstress.record import Outcome
 
@@ -117,6 +118,17 @@ async def wait_until_back(api: Api, seconds: float, given_up: Callable[[], bool]
             return None
         await asyncio.sleep(_PAUSE_SECONDS)
     return monotonic() - began
+
+
+def check_ranks(plan: Plan, ranks: int) -> None:
+    """Refuse more ranks than there are runs or users in any step, or things to make before the load."""
+    noun = "user" if plan.users else "run"
+    most = max(*plan.steps, plan.prefill_runs, plan.prefill_experiments)
+    if ranks > most:
+        raise UsageRefusal(
+            f"{count(ranks, 'rank')} are more than the largest step has: {count(most, noun)}. "
+            f"Take fewer ranks, or give more --{noun}s."
+        )
 
 
 def check_open_files(largest_step: int, ranks: int) -> None:

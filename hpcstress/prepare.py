@@ -28,7 +28,7 @@ from hpcstress.estimate import estimate
 from hpcstress.folder import RunFolder
 from hpcstress.plan import Plan
 from hpcstress.prefill import Ground, find
-from hpcstress.preflight import Experiment, check_open_files, find_experiment, sign_in
+from hpcstress.preflight import Experiment, check_open_files, check_ranks, find_experiment, sign_in
 from hpcstress.progress import Progress
 from hpcstress.prometheus import Prometheus, reach
 from hpcstress.quantity import count
@@ -77,6 +77,7 @@ def prepare(
     stop: Stop,
 ) -> Setup:
     """Prepare a job on rank 0. What it opens is closed with `resources`; a refusal leaves nothing behind."""
+    check_ranks(plan, world.size)
     told = estimate(plan)
     watched = reach(plan, environment)
     # MLflow's client has a file open for what it uploads, too.

@@ -124,8 +124,11 @@ def test_with_weak_scaling_no_node_has_less_to_do_than_the_first(size: int, leas
         ({"scaling": "week"}, "--scaling: 'week' is not known here. Did you mean weak?"),
         ({"site": "juwels"}, "There is no site 'juwels', and it is no .toml file. Did you mean juwels-booster?"),
         ({"site": "juwels-booster", "ranks_per_node": 96}, "a node has 48 cores, 96 ranks would share them"),
-        ({"ranks_per_node": 200}, "200 ranks on 1 node are more than the largest step of plan has: 100 runs."),
-        ({"nodes": 8, "ranks_per_node": 2, "users": "3,9"}, "largest step of plan has: 9 users."),
+        ({"ranks_per_node": 200}, "plan-1x200: 200 ranks are more than the largest step has: 100 runs."),
+        (
+            {"nodes": 8, "ranks_per_node": 2, "users": "3,9"},
+            "plan-8x2: 16 ranks are more than",
+        ),
         (
             {"scaling": "weak", "users": "5", "duration": 1, "sweep": "rate=1,2"},
             "--scaling weak: the rates of a --sweep would not grow with the nodes: give one --rate.",

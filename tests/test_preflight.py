@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from hpcstress.clients.api import Api
 from hpcstress.clients.dial import Dialer
-from hpcstress.errors import Refusal
+from hpcstress.errors import Refusal, UsageRefusal
 from hpcstress.folder import open_files_limit
-from hpcstress.preflight import Experiment, check_open_files, find_experiment, sign_in, wait_until_back
+from hpcstress.plan import Plan
+from hpcstress.preflight import Experiment, check_open_files, check_ranks, find_experiment, sign_in, wait_until_back
 from hpcstress.target import from_environment
 from tests.fake_mlflow import Faults, serving
 from tests.peers import http_server, reply
@@ -232,6 +233,21 @@ def test_ranks_are_offered_where_a_rank_has_room_for_a_run(
     with pytest.raises(Refusal) as refusal:
         check_open_files(1000, 1)
     assert str(refusal.value).endswith(f"1,200 files on each, the limit is {limit}: {advice}.")
+
+
+@pytest.mark.parametrize(
+    ("plan", "most", "sentence"),
+    [
+        (Plan(runs=(2, 5)), 5, "6 ranks are more than the largest step has: 5 runs. Take fewer ranks, or give more"),
+        (Plan(users=(1,)), 1, "2 ranks are more than the largest step has: 1 user. Take fewer ranks"),
+        (Plan(runs=(2,), prefill_runs=8), 8, "9 ranks are more than"),
+    ],
+)
+def test_more_ranks_than_there_is_work_for_are_refused(plan: Plan, most: int, sentence: str) -> None:
+    check_ranks(plan, most)
+    with pytest.raises(UsageRefusal) as refused:
+        check_ranks(plan, most + 1)
+    assert sentence in str(refused.value)
 
 
 def test_too_few_open_files_are_told_before_anything_is_sent() -> None:

@@ -140,6 +140,16 @@ def test_wrong_usage_is_told_once(tmp_path: Path, words: list[str]) -> None:
     assert [*tmp_path.iterdir()] == []
 
 
+def test_more_ranks_than_runs_are_refused_once_before_anything_is_sent(tmp_path: Path) -> None:
+    with serving() as server:
+        with launched(3, "-m", "hpcstress", "--runs=2", "--output=job", cwd=tmp_path, **server.environment) as job:
+            code, told, complaint = job.end()
+        assert server.requests == []
+    assert (code, told) == (2, "")
+    assert complaint == ("3 ranks are more than the largest step has: 2 runs. Take fewer ranks, or give more --runs.\n")
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_a_wrong_password_is_tried_once_by_all_ranks_together_and_told_once(tmp_path: Path) -> None:
     with serving(password="correct-horse") as server:
         environment = server.environment | {"MLFLOW_TRACKING_PASSWORD": "battery-staple"}
