@@ -37,7 +37,6 @@ class Order:
 
 def slurm(order: Order) -> Submission:
     """Submit jobs to Slurm: those on the same number of nodes as an array, the next after it has ended."""
-    os.environ.setdefault("SUBMITIT_LOG_LEVEL", "ERROR")
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
