@@ -68,11 +68,11 @@ def test_every_submission_has_a_fresh_folder(tmp_path: Path) -> None:
 
 
 def test_a_curve_over_nodes_is_a_chain_of_jobs_with_folders_of_their_own(tmp_path: Path, slurm: FakeSlurm) -> None:
-    submission = submit("parallel-runs", nodes=[4, 1, 2], uri=SERVER, output="out")
+    submission = submit("parallel-runs", nodes=[8, 1, 2], uri=SERVER, output="out")
     assert [(job.id, job.ranks, job.folder.path) for job in submission.jobs] == [
         ("17", 1, tmp_path / "out" / "parallel-runs-1x1"),
         ("18", 2, tmp_path / "out" / "parallel-runs-2x1"),
-        ("19", 4, tmp_path / "out" / "parallel-runs-4x1"),
+        ("19", 8, tmp_path / "out" / "parallel-runs-8x1"),
     ]
     after = [re.findall("dependency=(.*)", script) for script in slurm.scripts]
     assert after == [[], ["afterany:17"], ["afterany:18"]]

@@ -195,17 +195,17 @@ def test_what_a_dying_job_has_written_may_come_a_little_late(
     tmp_path: Path, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = job(tmp_path)
-    slurm.queue("17|COMPLETED|n1|None")
+    slurm.queue("17|FAILED|n1|NonZeroExitCode")
     looks: list[float] = []
 
     def look(_seconds: float) -> None:
         looks.append(_seconds)
         if len(looks) == 2:
-            end(one, 0, result=True)
+            end(one, 99, result=True)
 
     monkeypatch.setattr("hpcstress.submission.time.sleep", look)
     code, [said] = waited(submitted(tmp_path, one))
-    assert (code, "has ended with exit code 0" in said) == (0, True)
+    assert (code, "has ended with exit code 99" in said) == (99, True)
 
 
 def test_a_job_that_slurm_saw_completed_has_ended_well_also_where_its_word_does_not_come(
