@@ -43,7 +43,7 @@ run: setup
 test: lint system
 	$(BIN)/python -m pytest -n auto --dist loadgroup
 
-# What takes less than a minute: no real servers, no MPI, and fewer examples of each law.
+# No real servers, no MPI, and fewer examples of each law: two to three minutes on two cores.
 quick: setup
 	$(BIN)/python -m pytest -n auto -m 'not slow' -q --hypothesis-profile=quick
 

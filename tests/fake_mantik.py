@@ -31,16 +31,24 @@ class Asked(NamedTuple):
 class FakeMantik(FakeMlflow):
     """Give tokens that live for `life` seconds, and answer MLflow's requests to whoever shows a living one.
 
-    Its clock is `skew` seconds before this machine's; without `dated` it does not tell it.
+    Its clock is `skew` seconds before this machine's; without `dated` it does not tell it. With a `grace` a token lives
+    so many seconds longer than it says: for tests whose machine is busy.
     """
 
     def __init__(
-        self, life: float = 3600.0, *, skew: float = 0.0, dated: bool = True, faults: Faults | None = None
+        self,
+        life: float = 3600.0,
+        *,
+        skew: float = 0.0,
+        dated: bool = True,
+        grace: float = 0.0,
+        faults: Faults | None = None,
     ) -> None:
         super().__init__(faults)
         self.life = life
         self.skew = skew
         self.dated = dated
+        self.grace = grace
         self.refuses = False
         self.sign_ins: list[Asked] = []
         self.renewals: list[Asked] = []
@@ -68,7 +76,7 @@ class FakeMantik(FakeMlflow):
     def answer(self, method: str, target: str, authorization: str, body: bytes, workspace: str | None = None) -> Answer:
         if target.startswith(ROUTES):
             return self._tokens(target.removeprefix(ROUTES), json.loads(body))
-        if self.expiry.get(authorization.removeprefix("Bearer "), 0.0) <= monotonic():
+        if self.expiry.get(authorization.removeprefix("Bearer "), -self.grace) + self.grace <= monotonic():
             self.refused_sign_ins += 1
             return 401, {"message": "Unauthorized"}
         return super().answer(method, target, "", body, workspace)

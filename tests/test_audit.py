@@ -264,7 +264,7 @@ def test_at_mantik_an_audit_signs_in_once_and_keeps_its_token_alive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokens, "_WINDOW", (0.7, 0.8))
-    with served(FakeMantik(1.5, dated=False, faults=Faults(at="runs/get"))) as server:
+    with served(FakeMantik(1.5, dated=False, grace=30, faults=Faults(at="runs/get"))) as server:
         assert play(tmp_path / "job", replace(SMALL, repeats=3), server.environment) == 0
         server.sign_ins.clear()
         server.renewals.clear()

@@ -89,6 +89,8 @@ def test_a_plan_plays_on_a_real_server_and_nothing_is_lost(
         rows, audit = requests(result), result.table("audit")
         assert result.complete
         assert set(rows["outcome"]) <= {Outcome.ok, Outcome.not_supported}
-        assert set(rows["step"]) == set(range(len(plan.steps)))
+        # Of a step that lasts a second, a busy machine may leave nothing.
+        assert result.table("steps")["step"].tolist() == [*range(len(plan.steps))]
+        assert len(rows)
         assert audit["checked"].tolist() == audit["intact"].tolist()
         assert not audit["ghosts"].any()

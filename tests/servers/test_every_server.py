@@ -14,12 +14,13 @@ import psutil
 import pytest
 
 from hpcstress import servers
+from hpcstress.errors import Refusal
 from hpcstress.folder import RunFolder
 from hpcstress.result import Result
 from hpcstress.servers.mlflow import answers
 from hpcstress.servers.spec import SERVERS
 from tests.jobs import SMALL, play
-from tests.servers.processes import Traces, hpcstress_process, until, words_of
+from tests.servers.processes import NO_NETWORK, Traces, hpcstress_process, until, words_of
 
 SOURCED = re.compile(r"^\. (.*)$", re.MULTILINE)
 EXPORTED = re.compile(r"^export (MLFLOW_\w+)=(.*)$", re.MULTILINE)
@@ -36,15 +37,8 @@ def asked_for(name: str) -> str:
 
 
 def await_words(words: str, parent: subprocess.Popen[bytes], public: Path) -> str:
-    """Wait until a process has said something; skip if it says that there is no network to install from."""
-
-    def said() -> bool:
-        told = (public / "said").read_text()
-        if "the packages cannot be had from here" in told:
-            pytest.skip(told)
-        return re.search(words, told) is not None
-
-    until(said, PATIENCE, parent, public)
+    """Wait until a process has said something, and return all that it said."""
+    until(lambda: re.search(words, (public / "said").read_text()), PATIENCE, parent, public)
     return (public / "said").read_text()
 
 
@@ -103,7 +97,13 @@ def test_nothing_is_left_of_it_when_hpcstress_is_killed_in_a_run(name: str, publ
 @pytest.mark.timeout(PATIENCE + 100)
 @pytest.mark.parametrize("name", ["fasttrackml-sqlite", "mlflow-go-sqlite", "mlflow-sqlite"])
 def test_it_is_waited_for_where_it_listens(name: str, public: Path) -> None:
-    with servers.start(asked_for(name), public / "server", str, host="127.0.0.2") as server:
+    try:
+        server = servers.start(asked_for(name), public / "server", str, host="127.0.0.2")
+    except Refusal as refusal:
+        if NO_NETWORK in str(refusal):
+            pytest.skip(str(refusal))
+        raise
+    with server:
         address, port = urlsplit(server.uri).netloc.split(":")
         assert address == "127.0.0.2"
         assert answers(int(port), address)
