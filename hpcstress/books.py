@@ -41,6 +41,11 @@ class Books:
             for cause, words in tally.said.items():
                 self.said.setdefault(cause, words)
 
+    def settle(self, starts: list[dict[int, tuple[int, int]]]) -> None:
+        """Write down when every rank truly began each step, and how wrong that can be, now that its drift is known."""
+        for row in self.tables["health"]:
+            row["began_ns"], row["clock_error_ns"] = starts[int(row["rank"][0])][int(row["step"][0])]
+
     def audited(self, step: Step, report: Report) -> None:
         """Write down what the audit of a step found."""
         row = report.row(step.number)

@@ -1,11 +1,13 @@
 """This rank's clock against rank 0's: offset, drift, error bound. Pure functions of what a ping-pong measured.
 
 The clock is `time.monotonic_ns`, which no administrator sets. A round trip began at `sent` and ended at `received` on
-this rank's clock; rank 0 answered in between, when its own clock read `remote`.
+this rank's clock; another rank answered in between, when its own clock read `remote`. Ranks form a tree: each asks its
+parent, which has asked its own before, and so 10,000 ranks are measured in the time of fourteen.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -29,6 +31,20 @@ class Offset(NamedTuple):
 _FEW, _MANY = 50, 2000
 _FAST_NS = 20_000
 _PATIENCE_NS = 300_000_000
+# What two crystals may part while nobody measures it, in parts per million.
+_UNKNOWN_PPM = 100
+
+
+def parent(rank: int) -> int:
+    """Return the rank that a rank other than 0 asks for the time: the one without its lowest bit, a near neighbour."""
+    return rank & (rank - 1)
+
+
+def children(rank: int, size: int) -> list[int]:
+    """Return the ranks that ask this one, those first that most others wait for."""
+    reach = rank & -rank or size
+    steps = [1 << bit for bit in range(size.bit_length()) if 1 << bit < reach]
+    return [rank + step for step in reversed(steps) if rank + step < size]
 
 
 def enough(pings: Sequence[Ping]) -> bool:
@@ -42,17 +58,62 @@ def enough(pings: Sequence[Ping]) -> bool:
 def offset_of(pings: Sequence[Ping]) -> Offset:
     """Return the offset by the round trip that was fastest: it had the least room for asymmetry.
 
-    The error is half that round trip: rank 0 read its clock somewhere within it.
+    The error is half that round trip: the other rank read its clock somewhere within it.
     """
     best = min(pings, key=lambda ping: ping.received - ping.sent)
     middle = (best.sent + best.received) // 2
     return Offset(best.remote - middle, -(-(best.received - best.sent) // 2), middle)
 
 
-def drift_ppm(before: Offset, after: Offset) -> float:
-    """Return how fast the two clocks part, in parts per million of this rank's time."""
-    elapsed = after.at - before.at
-    return (after.offset_ns - before.offset_ns) / elapsed * 1e6 if elapsed > 0 else 0.0
+def aged(offset: Offset, now: int) -> Offset:
+    """Return an offset as it is known at an instant of this rank's clock, if nothing is known about its drift."""
+    unknown = -(-abs(now - offset.at) * _UNKNOWN_PPM // 1_000_000)
+    return Offset(offset.offset_ns, offset.error_ns + unknown, now)
+
+
+def through(mine: Offset, parents: Offset) -> Offset:
+    """Return the offset to rank 0 of a rank that has measured the one to its parent."""
+    return Offset(mine.offset_ns + parents.offset_ns, mine.error_ns + parents.error_ns, mine.at)
+
+
+class Course:
+    """Follow this rank's clock through a job: what it was measured to be, and what follows for any other instant."""
+
+    def __init__(self, first: Offset) -> None:
+        self._readings = [first]
+
+    def add(self, reading: Offset) -> None:
+        """Add a later measurement."""
+        self._readings.append(reading)
+
+    @property
+    def last(self) -> Offset:
+        """Return the newest measurement."""
+        return self._readings[-1]
+
+    @property
+    def error_ns(self) -> int:
+        """Return how wrong the worst measurement can be."""
+        return max(reading.error_ns for reading in self._readings)
+
+    def drift_ppm(self) -> float:
+        """Return how fast the two clocks part, in parts per million of this rank's time; 0 after one measurement."""
+        first, last = self._readings[0], self._readings[-1]
+        elapsed = last.at - first.at
+        return (last.offset_ns - first.offset_ns) / elapsed * 1e6 if elapsed > 0 else 0.0
+
+    def offset_at(self, instant: int) -> Offset:
+        """Return the offset at an instant of this rank's clock, with the drift between the measurements around it.
+
+        Outside of all measurements the newest, or the first, is as good as its age allows.
+        """
+        place = bisect_right(self._readings, instant, key=lambda reading: reading.at)
+        if place in (0, len(self._readings)):
+            return aged(self._readings[max(0, place - 1)], instant)
+        before, after = self._readings[place - 1 : place + 1]
+        parted = (after.offset_ns - before.offset_ns) * (instant - before.at) // (after.at - before.at)
+        # One nanosecond for what was rounded.
+        return Offset(before.offset_ns + parted, max(before.error_ns, after.error_ns) + 1, instant)
 
 
 NO_OFFSET = Offset(0, 0, 0)

@@ -9,7 +9,6 @@ import statistics
 import time
 from collections.abc import Sequence
 from itertools import groupby
-from socket import gethostname
 from typing import NamedTuple
 
 from hpcstress.clients.answer import Answer, Failed
@@ -18,6 +17,7 @@ from hpcstress.clients.dial import Dialer
 from hpcstress.clients.wire import connect_outcome
 from hpcstress.errors import Refusal
 from hpcstress.folder import open_files_limit
+from hpcstress.launcher import node_name
 from hpcstress.preflight import sign_in
 from hpcstress.ranks import World
 from hpcstress.target import Token
@@ -87,7 +87,7 @@ def examine(world: World, dialer: Dialer | None, timeout: float, import_seconds:
     return world.collect(
         Finding(
             rank=world.rank,
-            node=os.environ.get("SLURMD_NODENAME") or gethostname(),
+            node=node_name(os.environ),
             reached=reached,
             tls=tls,
             server=server,

@@ -15,7 +15,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
-from socket import gethostname
 from time import monotonic_ns
 from typing import Any
 
@@ -31,12 +30,13 @@ from hpcstress.clients.dial import Dialer, way_to
 from hpcstress.clients.null import Null
 from hpcstress.clients.retries import Policy
 from hpcstress.clients.wire import Wire
-from hpcstress.clocks import drift_ppm
+from hpcstress.clocks import Course
 from hpcstress.content import Content
 from hpcstress.errors import Refusal
 from hpcstress.files import listed
 from hpcstress.folder import RunFolder
 from hpcstress.journal import Journal
+from hpcstress.launcher import node_name
 from hpcstress.plan import Plan
 from hpcstress.preflight import wait_until_back
 from hpcstress.prepare import Setup, prepare, share_a_run
@@ -55,6 +55,8 @@ from hpcstress.workloads import Prefill, load, prefilled, shares_a_run
 # Long enough for the word of the common start to reach everybody through sleeping polls.
 _LEAD_NS = 150_000_000
 _LEAD_PER_RANK_NS = 1_000_000
+# Crystals part by a millisecond in some tens of seconds.
+_CLOCK_AGE_NS = 10_000_000_000
 _BEAT_SECONDS = 0.1
 _TROUBLES = 3
 
@@ -78,9 +80,10 @@ def run_job(
         if plan.artifact_folder:
             world.first_refusal(lambda: listed(plan.artifact_folder))
         before = world.offset()
+        course = Course(before)
         header = {
             "ranks": world.size,
-            "host": gethostname()[:64],
+            "host": node_name(environment)[:64],
             "pid": os.getpid(),
             "offset_ns": before.offset_ns,
             "error_ns": before.error_ns,
@@ -100,13 +103,17 @@ def run_job(
             if world.rank == 0:
                 writer = resources.enter_context(ResultWriter(folder.result, plan.to_toml(), setup.facts))
                 books = Books(writer, folder, notes=setup.notes)
-            Job(plan, world, setup, journal, way, clients, before.offset_ns, books, progress, stop).climb()
-        row = rank_row(world.rank, header, complete=True, drift_ppm=drift_ppm(before, world.offset()))
-        rows = world.collect(row)
+            job = Job(plan, world, setup, journal, way, clients, course, books, progress, stop)
+            job.climb()
+        course.add(world.offset())
+        header["error_ns"] = course.error_ns
+        rows = world.collect(rank_row(world.rank, header, complete=True, drift_ppm=course.drift_ppm()))
+        starts = world.collect(job.starts())
         troubles = world.collect(renewal.trouble)
         if books is None:
             return world.tell(None)
         books.tables["ranks"] = rows
+        books.settle(starts)
         books.notes += [*dict.fromkeys(filter(None, troubles))][:_TROUBLES]
         if setup.prometheus is not None:
             books.notes += setup.prometheus.farewell()
@@ -164,7 +171,7 @@ class Job:
     journal: Journal
     way: Dialer | str | None
     clients: Clients
-    offset_ns: int
+    course: Course
     books: Books | None
     progress: Progress
     stop: Stop
@@ -173,6 +180,7 @@ class Job:
         plan = self.plan
         self._stop_told = False
         self._beats: list[Beat] = []
+        self._began: dict[int, tuple[int, int]] = {}
         self._worker = Worker(load(plan.workload), self.clients, plan.timeout)
         self._auditor = None
         if self.way is not None and plan.audit:
@@ -199,6 +207,14 @@ class Job:
             self._audit(step, acknowledged)
             if self.books is not None and self.setup.prometheus is not None:
                 self.books.tables["prometheus"].append(self.setup.prometheus.look(began))
+
+    def starts(self) -> dict[int, tuple[int, int]]:
+        """Return when this rank truly began each step, after the common start, and how wrong that can be (ns)."""
+        return {number: self._start(start, began) for number, (start, began) in self._began.items()}
+
+    def _start(self, start: int, began: int) -> tuple[int, int]:
+        offset = self.course.offset_at(began)
+        return began + offset.offset_ns - start, offset.error_ns
 
     @property
     def dialer(self) -> Dialer | None:
@@ -306,7 +322,9 @@ class Job:
         """Start together with all ranks, play, wait for all; return the start (UTC) and what the ranks report."""
         world, step = self.world, share.step
         start = began = None
-        self.clients.place = world.only_first(lambda: self._place(step))
+        self.clients.place, old = world.only_first(lambda: (self._place(step), self._clock_is_old()))
+        if old:
+            self.course.add(world.offset())
         if self.books is not None:
             start = monotonic_ns() + _LEAD_NS + _LEAD_PER_RANK_NS * world.size
             began = time.time() + (start - monotonic_ns()) / 1e9
@@ -316,7 +334,7 @@ class Job:
             seconds = (self.plan.duration or inf) if self.plan.users and measured else 0.0
             self.progress.begin(step, len(self.plan.steps), seconds)
         start, began = world.tell(None if start is None or began is None else (start, began))
-        origin = start - self.offset_ns
+        origin = start - self.course.last.offset_ns
         self.journal.begin(step.number, origin)
         self.clients.lacking.ask_again()
         tally = Tally(owned)
@@ -335,6 +353,7 @@ class Job:
             return self._heed(world.beat(word), step)
 
         health = uvloop.run(worker.play_step(share, origin, tally, pulse))
+        self._began[step.number] = start, origin + health.began_ns
         pulse(done=True)
         if self.books is not None:
             while sum(beat.done for beat in self._beats) < world.size:
@@ -342,6 +361,9 @@ class Job:
                 pulse(done=True)
             self.progress.end()
         return began, world.collect((health, tally))
+
+    def _clock_is_old(self) -> bool:
+        return monotonic_ns() - self.course.last.at > _CLOCK_AGE_NS
 
     def _heed(self, beats: Mapping[int, Beat], step: Step) -> bool:
         if self.books is not None:

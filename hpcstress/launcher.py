@@ -6,11 +6,13 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from socket import gethostname
 
 from hpcstress.quantity import count
 
 _SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PALS_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 _RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PALS_RANKID", "MV2_COMM_WORLD_RANK", "SLURM_PROCID")
+_LOCAL_RANKS = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "PALS_LOCAL_RANKID", "SLURM_LOCALID")
 
 
 def promised_size(environment: Mapping[str, str]) -> int | None:
@@ -21,6 +23,16 @@ def promised_size(environment: Mapping[str, str]) -> int | None:
 def promised_rank(environment: Mapping[str, str]) -> int:
     """Return this process's rank by the launcher's word, 0 if no launcher is there."""
     return _number(environment, _RANKS) or 0
+
+
+def is_first_of_node(environment: Mapping[str, str]) -> bool:
+    """Tell whether this process is its node's first rank by the launcher's word; if nothing is said, it is."""
+    return (_number(environment, _LOCAL_RANKS) or 0) == 0
+
+
+def node_name(environment: Mapping[str, str]) -> str:
+    """Return the name of this machine, as Slurm calls it where it has started this process."""
+    return environment.get("SLURMD_NODENAME") or gethostname()
 
 
 def _number(environment: Mapping[str, str], names: tuple[str, ...]) -> int | None:

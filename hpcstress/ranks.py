@@ -13,23 +13,27 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import IntEnum
-from socket import gethostname
 from time import monotonic_ns
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
-from hpcstress.clocks import NO_OFFSET, Offset, Ping, enough, offset_of
+from hpcstress.clocks import NO_OFFSET, Offset, Ping, aged, children, enough, offset_of, parent, through
 from hpcstress.errors import FAILED, Refusal
-from hpcstress.launcher import promised_rank, promised_size, wrong_size
+from hpcstress.launcher import is_first_of_node, node_name, promised_rank, promised_size, wrong_size
+from hpcstress.leftovers import sweep
 from hpcstress.quantity import count
 from hpcstress.record import RECORD
+from hpcstress.watch import Watch
 
 T = TypeVar("T")
 
 _SENDERS_AT_ONCE = 4
 _QUESTIONS = 32
 _LAST_WORDS_SECONDS = 0.3
+_UNHEARD_WORDS = 100
+# What other jobs of this node are just making is younger.
+_LEFTOVER_SECONDS = 600
 
 
 class Tag(IntEnum):
@@ -69,8 +73,8 @@ class World:
         return values[0]
 
     def offset(self) -> Offset:
-        """Measure this rank's clock against rank 0's."""
-        return NO_OFFSET
+        """Measure this rank's clock against rank 0's. Every rank calls this."""
+        return NO_OFFSET._replace(at=monotonic_ns())
 
     def gather_rows(self, rows: Iterable[np.ndarray[Any, Any]], store: Callable[[np.ndarray[Any, Any]], None]) -> None:
         """Hand every rank's rows to `store` on rank 0, piece by piece."""
@@ -96,7 +100,7 @@ class World:
             value = check()
         except Refusal as refused:
             refusal = refused
-        place = f"Rank {self.rank} on {gethostname()}: " if self.size > 1 else ""
+        place = f"Rank {self.rank} on {node_name(os.environ)}: " if self.size > 1 else ""
         heard = self.collect((f"{place}{refusal}", refusal.exit_code) if refusal else None)
         said = next((word for word in heard if word), None)
         first = self.tell((said,))[0]
@@ -179,25 +183,32 @@ class MpiWorld(World):
         return dealt
 
     def offset(self) -> Offset:
-        # One pair at a time speaks; a word wakes the other rank first, so that its sleep is not taken for distance.
-        # Only these two block, for a few microseconds each, while no load runs.
-        if self.rank == 0:
-            for rank in range(1, self.size):
-                self._send(None, rank, Tag.clock)
-                self._receive(rank, Tag.clock)
-                while self._comm.recv(source=rank, tag=Tag.clock):
-                    self._comm.send(monotonic_ns(), rank, Tag.clock)
-            return NO_OFFSET._replace(at=monotonic_ns())
-        self._receive(0, Tag.clock)
-        self._send(None, 0, Tag.clock)
+        mine = self._ask_time(parent(self.rank)) if self.rank else NO_OFFSET._replace(at=monotonic_ns())
+        for rank in children(self.rank, self.size):
+            self._tell_time(rank, mine)
+        return mine
+
+    def _ask_time(self, rank: int) -> Offset:
+        # A word wakes the other rank first, so that its sleep is not taken for distance. Only such a pair blocks, for a
+        # few microseconds each time, while no load runs.
+        self._receive(rank, Tag.clock)
+        self._send(None, rank, Tag.clock)
         pings: list[Ping] = []
         while not enough(pings):
             sent = monotonic_ns()
-            self._comm.send(True, 0, Tag.clock)
-            remote = self._comm.recv(source=0, tag=Tag.clock)
+            self._comm.send(True, rank, Tag.clock)
+            remote = self._comm.recv(source=rank, tag=Tag.clock)
             pings.append(Ping(sent, remote, monotonic_ns()))
-        self._send(False, 0, Tag.clock)
-        return offset_of(pings)
+        self._send(False, rank, Tag.clock)
+        return through(offset_of(pings), self._receive(rank, Tag.clock))
+
+    def _tell_time(self, rank: int, mine: Offset) -> None:
+        self._send(None, rank, Tag.clock)
+        self._receive(rank, Tag.clock)
+        while self._comm.recv(source=rank, tag=Tag.clock):
+            self._comm.send(monotonic_ns(), rank, Tag.clock)
+        # Rank 0's clock is never unsure of itself.
+        self._send(aged(mine, monotonic_ns()) if self.rank else mine, rank, Tag.clock)
 
     def gather_rows(self, rows: Iterable[np.ndarray[Any, Any]], store: Callable[[np.ndarray[Any, Any]], None]) -> None:
         # A few ranks send at a time: rank 0 holds a few pieces at most, whatever the number of ranks.
@@ -287,6 +298,10 @@ def world(environment: Mapping[str, str] | None = None) -> Iterator[World]:
         if promised_rank(environment) == 0:
             print(wrong_size(promised, comm.size, _library(mpi)), file=sys.stderr)
         raise SystemExit(FAILED)
+    if is_first_of_node(environment):
+        sweep(_LEFTOVER_SECONDS)
+    place = f"rank {comm.rank} on {node_name(environment)}"
+    watch = _watch(mpi, comm, place)
     try:
         yield MpiWorld(comm)
     except Exception as error:
@@ -296,14 +311,60 @@ def world(environment: Mapping[str, str] | None = None) -> Iterator[World]:
             print(error, file=sys.stderr)
         else:
             traceback.print_exc()
-        place = f"rank {comm.rank} on {gethostname()}"
-        print(f"{place} failed: the job of {count(comm.size, 'rank')} ends.", file=sys.stderr)
-        sys.stderr.flush()
-        # A launcher passes on what ranks have said only while they live.
-        time.sleep(_LAST_WORDS_SECONDS)
-        comm.Abort(FAILED)
-        # Some launchers end this process only a moment later: nothing of it may go on until then.
-        os._exit(FAILED)
+        _end(comm, f"{place} failed: the job of {count(comm.size, 'rank')} ends.")
+    finally:
+        if watch is not None:
+            watch.close()
+
+
+def _end(comm: Any, sentence: str) -> NoReturn:
+    """End the job on all ranks."""
+    print(sentence, file=sys.stderr)
+    sys.stderr.flush()
+    # A launcher passes on what ranks have said only while they live.
+    time.sleep(_LAST_WORDS_SECONDS)
+    comm.Abort(FAILED)
+    # Some launchers end this process only a moment later: nothing of it may go on until then.
+    os._exit(FAILED)
+
+
+class _Neighbours:
+    """Speak to the next rank and hear the one before."""
+
+    def __init__(self, comm: Any) -> None:
+        self._comm = comm.Dup()
+        self._next = (comm.rank + 1) % comm.size
+        self._before = (comm.rank - 1) % comm.size
+        self._unheard: list[Any] = []
+
+    def speak(self, word: str) -> None:
+        self._unheard = [request for request in self._unheard if not request.test()[0]]
+        # One that does not listen any more needs no further words.
+        if len(self._unheard) < _UNHEARD_WORDS:
+            self._unheard.append(self._comm.isend(word, self._next))
+
+    def listen(self) -> list[str]:
+        heard = []
+        while (message := _ask(lambda: self._comm.improbe(self._before), _is_there)) is not None:
+            heard.append(message.recv())
+        return heard
+
+
+def _watch(mpi: Any, comm: Any, name: str) -> Watch | None:
+    # Of a library that lets one thread speak nobody can listen while the rank is busy: the launcher has to.
+    if comm.size == 1 or mpi.Query_thread() < mpi.THREAD_MULTIPLE:
+        return None
+
+    def end(silent: str, seconds: float) -> None:
+        _end(
+            comm,
+            f"Nothing was heard of {silent} for {seconds:.0f} s: it was killed, or its node is cut off. The job of "
+            f"{count(comm.size, 'rank')} ends; `hpcstress recover` makes the result of what was measured.",
+        )
+
+    watch = Watch(_Neighbours(comm), name, f"rank {(comm.rank - 1) % comm.size}", end)
+    watch.start()
+    return watch
 
 
 def _library(mpi: Any) -> str:
@@ -315,8 +376,8 @@ def _load_mpi() -> Any:
     try:
         import mpi4py
 
-        # Only the main thread speaks.
-        mpi4py.rc.thread_level = "funneled"
+        # The main thread speaks, and the one that watches.
+        mpi4py.rc.thread_level = "multiple"
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         first = str(error).split("\n", maxsplit=1)[0]

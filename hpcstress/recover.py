@@ -14,6 +14,7 @@ from hpcstress import workloads
 from hpcstress.errors import Refusal
 from hpcstress.folder import RunFolder
 from hpcstress.journal import JournalFile
+from hpcstress.leftovers import sweep
 from hpcstress.lock import held
 from hpcstress.result import TABLES, ResultWriter, Rows, rank_row
 from hpcstress.schedule import PREFILL, Step
@@ -80,6 +81,7 @@ def recover(folder: RunFolder) -> list[str]:
         }
         writer.finish(tables, notes, complete=False)
     folder.remove_unfinished()
+    sweep()
     return notes
 
 

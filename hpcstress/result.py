@@ -48,8 +48,9 @@ TABLES: dict[str, np.dtype[Any]] = {
             ("variation", "S256"),
         ]
     ),
-    # One row per rank. The offset is what has to be added to the rank's clock to read rank 0's, its error half the best
-    # round trip; drift is in parts per million, from a second measurement after the load (0 if there was none).
+    # One row per rank. The offset is what had to be added to the rank's clock to read rank 0's before the load; its
+    # error half the best round trips on the way to rank 0, the worst of all measurements; drift is in parts per
+    # million, from the first measurement to the one after the load (0 if there was none).
     "ranks": np.dtype(
         [
             ("rank", "<u4"),
@@ -63,7 +64,8 @@ TABLES: dict[str, np.dtype[Any]] = {
         ]
     ),
     # One row per rank and step: what the generator felt. `lag` is how late the event loop woke up from 10 ms sleeps,
-    # `dropped` counts due iterations that no user was free to begin.
+    # `dropped` counts due iterations that no user was free to begin. `began_ns` is when the rank truly began, on rank
+    # 0's clock after the common start, known within `clock_error_ns` (-1 where nobody knows).
     "health": np.dtype(
         [
             ("step", "<u2"),
@@ -75,6 +77,8 @@ TABLES: dict[str, np.dtype[Any]] = {
             ("lag_max_ns", "<i8"),
             ("max_rss", "<u8"),
             ("dropped", "<u8"),
+            ("began_ns", "<i8"),
+            ("clock_error_ns", "<i8"),
         ]
     ),
     # One row per second and process of a part of a server that hpcstress started: `time` is seconds since 1970 (UTC)
@@ -121,6 +125,8 @@ _ADDED: dict[str, object] = {
     "steps/runs_begun": 0,
     "steps/variation": b"",
     "health/dropped": 0,
+    "health/began_ns": 0,
+    "health/clock_error_ns": -1,
     **{f"server/{name}": -1 for name in ("threads", "files", "connections")},
     "server/pid": 0,
     "server/command": b"",
@@ -340,7 +346,7 @@ class Result:
     def _has(self, dataset: str) -> bool:
         try:
             return dataset in self._file
-        except RuntimeError as error:
+        except (RuntimeError, KeyError) as error:
             raise self._damaged(dataset, error) from None
 
     def _read(self, dataset: str, chosen: slice) -> Rows:

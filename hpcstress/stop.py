@@ -1,4 +1,4 @@
-"""Ctrl-C, TERM and a closed terminal: the first ends the load, the second ends everything."""
+"""Ctrl-C, TERM, USR1, a closed terminal: the first ends the load, the second ends everything."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from types import FrameType
 
 from hpcstress.errors import Interruption
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Of USR1 and USR2 sites use the one or the other to say that a job's time is nearly over.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _STANDARD_ERROR = 2
 
 

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from hpcstress.leftovers import sweep
+
 # What a job has for writing its result when its time is over.
 _GRACE_SECONDS = 60
 
@@ -51,6 +53,8 @@ class Launch:
             self._signal(signal.SIGINT)
         code = self._wait(self._running)
         self._running = None
+        if code:
+            sweep()
         code_file.write_text(str(code if code >= 0 else 128 - code), "ascii")
 
     def stop(self, *_: object) -> None:

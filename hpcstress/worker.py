@@ -61,6 +61,7 @@ class Tally:
 class Health:
     """Say what a rank itself felt in one step: CPU and wall seconds, lateness of its event loop, memory in bytes.
 
+    `began_ns` is when it truly began, after the common start, by what its own clock then knew of rank 0's.
     `dropped` counts iterations that became due while no user was free, until the step was over; 0 if it was stopped.
     """
 
@@ -71,6 +72,7 @@ class Health:
     lag_max_ns: int
     max_rss: int
     dropped: int
+    began_ns: int
 
 
 class Lag:
@@ -175,6 +177,7 @@ class Worker:
         lag = Lag()
         gc.collect()
         await sleep_until(origin)
+        began = monotonic_ns()
         cpu, wall = time.process_time(), time.monotonic()
         chores = [asyncio.create_task(chore) for chore in (lag.watch(), self._expire())]
         pace = share.pace(origin)
@@ -201,6 +204,7 @@ class Worker:
             lag_max_ns=lag.quantile(1.0),
             max_rss=_peak_memory(),
             dropped=0 if load.cancelled() else pace.drop(),
+            began_ns=began - origin,
         )
 
     async def _play_all(self, share: Share, pace: Pace, origin: int, tally: Tally) -> None:

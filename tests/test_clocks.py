@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcstress.clocks import NO_OFFSET, Offset, Ping, drift_ppm, enough, offset_of
+from hpcstress.clocks import NO_OFFSET, Course, Offset, Ping, children, enough, offset_of, parent, through
 
 OFFSETS = st.integers(-(2**62), 2**62)
 INSTANTS = st.integers(0, 2**62)
@@ -74,19 +74,86 @@ def test_on_a_busy_machine_patience_has_an_end() -> None:
     assert enough(trips(*[50_000] * 60, pause=6_000_000))
 
 
-@given(st.integers(-500, 500), st.integers(1, 10**13), OFFSETS, INSTANTS)
+def clock(offset: int, ppm: int, at: int) -> int:
+    """Return the true offset at an instant of a clock that drifts."""
+    return offset + at * ppm // 1_000_000
+
+
+@given(
+    OFFSETS,
+    st.integers(-500, 500),
+    st.lists(st.tuples(st.integers(0, 10**13), st.integers(-(10**6), 10**6)), min_size=2, max_size=9),
+    st.integers(0, 10**13),
+)
+def test_between_two_measurements_the_offset_is_known_within_the_error_however_the_clock_drifts(
+    offset: int, ppm: int, measured: list[tuple[int, int]], instant: int
+) -> None:
+    measured = sorted(measured)
+    readings = [Offset(clock(offset, ppm, at) + wrong, abs(wrong), at) for at, wrong in measured]
+    found = course(readings).offset_at(instant)
+    if measured[0][0] <= instant < measured[-1][0]:
+        assert abs(found.offset_ns - clock(offset, ppm, instant)) <= found.error_ns + 1
+        assert found.error_ns <= max(abs(wrong) for _, wrong in measured) + 1
+    assert found.at == instant
+
+
+@given(OFFSETS, st.integers(-99, 99), st.integers(0, 10**13), st.integers(0, 10**13))
+def test_outside_of_them_as_long_as_clocks_are_no_worse_than_crystals(
+    offset: int, ppm: int, at: int, instant: int
+) -> None:
+    found = course([Offset(clock(offset, ppm, at), 5, at)]).offset_at(instant)
+    assert abs(found.offset_ns - clock(offset, ppm, instant)) <= found.error_ns
+    assert found.error_ns == 5 + -(-abs(instant - at) // 10_000)
+
+
+@given(st.integers(-500, 500), st.integers(10**9, 10**13), OFFSETS, INSTANTS)
 def test_the_drift_is_what_the_clocks_part_in_a_million_of_this_ranks_time(
     ppm: int, elapsed: int, offset: int, at: int
 ) -> None:
     parted = round(Fraction(ppm * elapsed, 10**6))
-    found = drift_ppm(Offset(offset, 0, at), Offset(offset + parted, 0, at + elapsed))
-    assert found == pytest.approx(parted / elapsed * 1e6)
-    assert abs(found - ppm) <= 0.51 * 1e6 / elapsed
+    found = course([Offset(offset, 0, at), Offset(offset + parted, 0, at + elapsed)]).drift_ppm()
+    assert abs(found - ppm) <= 0.51 * 1e6 / elapsed + 1e-9
 
 
 @pytest.mark.parametrize("elapsed", [0, -1])
 def test_without_time_between_two_measurements_there_is_no_drift(elapsed: int) -> None:
-    assert drift_ppm(Offset(5, 1, 100), Offset(9, 1, 100 + elapsed)) == 0.0
+    assert course([Offset(5, 1, 100), Offset(9, 1, 100 + elapsed)]).drift_ppm() == 0.0
+
+
+def test_the_worst_of_all_measurements_is_told() -> None:
+    of = course([Offset(0, 3, 0), Offset(0, 9, 1), Offset(0, 4, 2)])
+    assert (of.error_ns, of.last) == (9, Offset(0, 4, 2))
+
+
+def course(readings: list[Offset]) -> Course:
+    made = Course(readings[0])
+    for reading in readings[1:]:
+        made.add(reading)
+    return made
+
+
+# The tree.
+
+
+@given(st.integers(1, 3000))
+def test_everybody_is_asked_by_those_who_ask_it_and_few_wait_for_many(size: int) -> None:
+    asked = {rank: children(rank, size) for rank in range(size)}
+    assert sorted(rank for ranks in asked.values() for rank in ranks) == [*range(1, size)]
+    assert all(parent(rank) == asker for asker, ranks in asked.items() for rank in ranks)
+    # Each is done when it has been asked and all before it have been served: no more than two turns for each bit.
+    done = {0: 0}
+    for rank in range(size):
+        for turn, child in enumerate(asked[rank], 1):
+            done[child] = done[rank] + turn
+    assert max(done.values()) <= size.bit_length()
+
+
+@given(OFFSETS, OFFSETS, DELAYS, DELAYS, INSTANTS, DELAYS)
+def test_what_is_measured_through_a_parent_is_known_within_both_errors(
+    mine: int, parents: int, there: int, back: int, sent: int, error: int
+) -> None:
+    found = through(offset_of([ping(mine, sent, there, back)]), Offset(parents + error, error, 0))
+    assert abs(found.offset_ns - (mine + parents)) <= found.error_ns
 
 
 def test_rank_0_is_its_own_clock() -> None:

@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 
-from tests.mpi.launch import leftovers
+from hpcstress.leftovers import leftovers
 
 
 @pytest.fixture(autouse=True, scope="module")

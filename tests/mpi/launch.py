@@ -8,8 +8,8 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,28 +20,6 @@ ROOT = Path(__file__).parents[2]
 # Ranks talk over loopback and listen nowhere else.
 LOCAL = {"MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp", "FI_TCP_IFACE": "lo"}
 _MARK = "HPCSTRESS_TEST_JOB"
-# What MPICH leaves behind when a job is killed. It takes no notice of TMPDIR.
-_LEFT = ((Path("/dev/shm"), "mpich_shm_*"), (Path("/tmp"), "hydra_hwloc_xmlfile_*"))
-
-
-def leftovers() -> set[Path]:
-    """Return the files of MPI jobs that are dead: those of a job that lives are open or mapped in its processes."""
-    files = {path for folder, names in _LEFT for path in folder.glob(names)}
-    return files - held(Path("/proc").glob("[0-9]*")) if files else files
-
-
-def held(processes: Iterable[Path]) -> set[Path]:
-    """Return the files that processes, folders in /proc, have open or mapped."""
-    found: set[Path] = set()
-    for process in processes:
-        # Processes end and files are closed while they are looked at; others' do not show themselves.
-        with suppress(OSError):
-            lines = (process / "maps").read_text().splitlines()
-            found.update(Path(line[line.index("/") :]) for line in lines if "/" in line)
-            for descriptor in (process / "fd").iterdir():
-                with suppress(OSError):
-                    found.add(descriptor.readlink())
-    return found
 
 
 @dataclass

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.mpi.launch import ROOT, Launched, held, launched, leftovers, until
+from hpcstress.leftovers import held, leftovers
+from tests.mpi.launch import ROOT, Launched, launched, until
 
 pytestmark = pytest.mark.slow
 
