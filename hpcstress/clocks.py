@@ -31,8 +31,8 @@ class Offset(NamedTuple):
 _FEW, _MANY = 50, 2000
 _FAST_NS = 20_000
 _PATIENCE_NS = 300_000_000
-# What two crystals may part while nobody measures it, in parts per million.
-_UNKNOWN_PPM = 100
+# What two clocks may part while nobody measures it, in parts per million: Linux lets NTP slew by 500, crystals by 50.
+_UNKNOWN_PPM = 500
 
 
 def parent(rank: int) -> int:
