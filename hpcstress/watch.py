@@ -47,6 +47,8 @@ class Watch:
 
     def start(self) -> None:
         """Begin to speak and to listen."""
+        # At once: one that dies soon is missed under its name.
+        self._ring.speak(self._name)
         self._thread.start()
 
     def close(self) -> None:

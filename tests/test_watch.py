@@ -71,6 +71,7 @@ def test_when_it_is_closed_its_thread_is_over_and_goodbye_is_its_last_word() -> 
     wire, watch, _ = watched()
     watch.start()
     assert "watch" in {thread.name for thread in threading.enumerate()}
+    assert wire.said[0] == "rank 4 on n2"
     watch.close()
     assert wire.said[-1] == ""
     assert "watch" not in {thread.name for thread in threading.enumerate()}

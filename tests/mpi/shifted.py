@@ -1,7 +1,7 @@
 """Play a plan on ranks whose clocks are wrong on purpose: `python -m tests.mpi.shifted FOLDER PLAN`, the plan as JSON.
 
 Rank r's clock shows what `Shown(r)` makes of the machine's clock, which is the same for all. It is put in place before
-anything of hpcstress is loaded; the tool itself knows nothing of it. Each rank notes what is true in `true-<rank>.json`.
+anything of hpcstress is loaded; the tool knows nothing of it. Each rank notes what is true in `true-<rank>.json`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.jobs import mortal
@@ -74,6 +74,7 @@ class Cluster:
 
     folder: Path
     login_only: Path
+    nodes: dict[str, ExitStack] = field(default_factory=dict)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -108,6 +109,27 @@ class Cluster:
             until(lambda: not self.call("squeue", "--noheader"))
         until(self._idle)
 
+    def start(self, name: str) -> None:
+        """Switch a node on."""
+        # A node has its own processes, which all end when it does: also the steps, which outlive slurmd. Where others
+        # have the folder of the login node, it has an empty one, which it cannot write.
+        hidden = f'mount -t tmpfs -o ro none {self.login_only} && "$@"'
+        node = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", hidden, "sh"]
+        node += [str(_found("slurmd")), "-D", "-f", self.environment["SLURM_CONF"], "-N", name]
+        self.nodes[name] = ExitStack()
+        self.nodes[name].enter_context(_daemon(node, self.folder / "log" / "daemons", signal.SIGKILL))
+
+    def cut(self, name: str) -> None:
+        """Take the power from a node: all that runs on it is gone in an instant, and says nothing."""
+        self.nodes[name].close()
+
+    def restore(self, name: str) -> None:
+        """Switch a node on again that was cut off, and wait until it is idle."""
+        self.call("scontrol", "update", f"nodename={name}", "state=down", "reason=cut")
+        self.start(name)
+        self.call("scontrol", "update", f"nodename={name}", "state=resume")
+        until(self._idle)
+
     def _idle(self) -> bool:
         return self.call("sinfo", "--noheader", "--partition=debug", "--format=%T").split() == ["idle"]
 
@@ -132,17 +154,13 @@ def cluster(folder: Path) -> Iterator[Cluster]:
     configuration = folder / "slurm.conf"
     configuration.write_text(text)
     made = Cluster(folder, folder / "login")
-    # A node has its own processes, which all end when it does: also the steps, which outlive slurmd. Where others have
-    # the folder of the login node, it has an empty one, which it cannot write.
-    hidden = f'mount -t tmpfs -o ro none {made.login_only} && "$@"'
-    node = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", hidden, "sh"]
-    node += [str(_found("slurmd")), "-D", "-f", str(configuration), "-N"]
     controller = [str(_found("slurmctld")), "-D", "-f", str(configuration)]
     log = folder / "log" / "daemons"
     with ExitStack() as stack:
         stack.enter_context(_daemon(controller, log, signal.SIGTERM))
         for name in NODES:
-            stack.enter_context(_daemon([*node, name], log, signal.SIGKILL))
+            made.start(name)
+            stack.callback(made.cut, name)
         until(lambda: _up(made))
         try:
             yield made
