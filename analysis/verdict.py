@@ -19,10 +19,10 @@ the latencies of the same step, because a millisecond matters beside 5 ms and no
 Below a millisecond nothing is called late: that is what a busy node's scheduler does to anybody, and MLflow does not
 answer so fast that it would show.
 
-CLOCK-UNSURE: ranks agree on the time only within an error: half the best round trip to rank 0, and what the clocks
-drifted apart during the job. Latencies do not suffer, each is measured with one clock. The claim that suffers is that
-runs began together: if the error exceeds a tenth of a step's usual service time (and a millisecond), the runs of some
-ranks were well into their work when those of others began.
+CLOCK-UNSURE: ranks agree on the time only within an error: half the best round trips to rank 0, and what the clocks
+drifted apart during the job, if nobody corrected that. Latencies do not suffer, each is measured with one clock. The
+claim that suffers is that runs began together: if the error exceeds a tenth of a step's usual service time (and a
+millisecond), the runs of some ranks were well into their work when those of others began.
 
 INCOMPLETE: rows are missing, so that counts are too low, and percentiles those of what was left.
 """
@@ -123,7 +123,8 @@ def _valid(frame: Frame) -> str:
     ranks = count(max(1, len(frame.ranks)), "rank")
     if len(frame.ranks) > 1:
         error = seconds(float(frame.ranks["error_ns"].max()) / 1e9)
-        return f"{ranks} delivered every attempt, kept up with the server, and agree on the time within {error}."
+        together = f", and began each step within {seconds(spread_of_starts(frame))}" if _knows_starts(frame) else ""
+        return f"{ranks} delivered every attempt, kept up with the server, agree on the time within {error}{together}."
     return f"The generator ({ranks}) delivered every attempt and kept up with the server."
 
 
@@ -145,7 +146,9 @@ def _clock_unsure(frame: Frame, steps: tuple[StepStatistics, ...]) -> str:
     if not len(frame.ranks) or not steps:
         return ""
     elapsed = np.nanmax([0.0, *(step.began + step.duration - steps[0].began for step in steps)])
-    errors = frame.ranks["error_ns"] / 1e9 + np.abs(frame.ranks["drift_ppm"]) * 1e-6 * elapsed
+    errors = frame.ranks["error_ns"] / 1e9
+    if not _knows_starts(frame):
+        errors = errors + np.abs(frame.ranks["drift_ppm"]) * 1e-6 * elapsed
     worst = int(np.argmax(errors))
     unsure = [step for step in steps if _matters(errors[worst], step.service.p50.value)]
     if not unsure:
@@ -223,6 +226,20 @@ def _out_of_cpu(frame: Frame, steps: tuple[StepStatistics, ...]) -> str:
         f"The generator was out of CPU: rank {rank} used {share:.0%} of a core at {step.where}"
         f"{_of_all([found[-1] for found in busy], steps)}: use more ranks."
     )
+
+
+def _knows_starts(frame: Frame) -> bool:
+    return bool(len(frame.health) and (frame.health["clock_error_ns"] >= 0).all())
+
+
+def spread_of_starts(frame: Frame) -> float:
+    """Return between the first and the last rank's true start of a step, in the worst step, the time in seconds."""
+    steps, places = np.unique(frame.health["step"], return_inverse=True)
+    began = frame.health["began_ns"]
+    first, last = np.full(len(steps), np.iinfo(np.int64).max), np.full(len(steps), np.iinfo(np.int64).min)
+    np.minimum.at(first, places, began)
+    np.maximum.at(last, places, began)
+    return float((last - first).max()) / 1e9
 
 
 def cpu_share(health: Rows) -> Rows:

@@ -358,11 +358,22 @@ def _watch(mpi: Any, comm: Any, name: str) -> Watch | None:
     def end(silent: str, seconds: float) -> None:
         _end(
             comm,
-            f"Nothing was heard of {silent} for {seconds:.0f} s: it was killed, or its node is cut off. The job of "
+            f"Nothing was heard of {silent} for {seconds:.0f} s: it was killed, its node is cut off, or it hangs in "
+            "MPI because that happened to another one. The job of "
             f"{count(comm.size, 'rank')} ends; `hpcstress recover` makes the result of what was measured.",
         )
 
-    watch = Watch(_Neighbours(comm), name, f"rank {(comm.rank - 1) % comm.size}", end)
+    def hang(seconds: float) -> None:
+        # Not with a word of MPI's: that would hang, too.
+        print(
+            f"{name} hangs in MPI for {seconds:.0f} s, as it does when a rank was killed or a node is cut off: "
+            f"the job of {count(comm.size, 'rank')} ends; `hpcstress recover` makes the result of what was measured.",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(FAILED)
+
+    watch = Watch(_Neighbours(comm), name, f"rank {(comm.rank - 1) % comm.size}", end, hang)
     watch.start()
     return watch
 

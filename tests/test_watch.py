@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from hpcstress.watch import _SILENT_BEATS, Watch
 
 
@@ -22,7 +24,7 @@ class Wire:
 
 def watched() -> tuple[Wire, Watch, list[str]]:
     wire, ended = Wire(), list[str]()
-    return wire, Watch(wire, "rank 4 on n2", "rank 3", lambda name, _: ended.append(name)), ended
+    return wire, Watch(wire, "rank 4 on n2", "rank 3", lambda name, _: ended.append(name), lambda _: None), ended
 
 
 def beat(watch: Watch, times: int) -> None:
@@ -69,9 +71,30 @@ def test_nobody_misses_one_that_has_said_goodbye() -> None:
 
 def test_when_it_is_closed_its_thread_is_over_and_goodbye_is_its_last_word() -> None:
     wire, watch, _ = watched()
+    before = threading.enumerate()
     watch.start()
-    assert "watch" in {thread.name for thread in threading.enumerate()}
     assert wire.said[0] == "rank 4 on n2"
     watch.close()
     assert wire.said[-1] == ""
-    assert "watch" not in {thread.name for thread in threading.enumerate()}
+    assert threading.enumerate() == before
+
+
+def test_one_that_hangs_in_its_own_words_is_seen_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpcstress.watch._BEAT_SECONDS", 0.001)
+    hung, freed = threading.Event(), threading.Event()
+
+    class Stuck(Wire):
+        """Never return from a word while the test goes on."""
+
+        def listen(self) -> list[str]:
+            freed.wait()
+            return []
+
+    def hang(_: float) -> None:
+        hung.set()
+        freed.set()
+
+    watch = Watch(Stuck(), "rank 4", "rank 3", lambda *_: None, hang)
+    watch.start()
+    assert hung.wait(30)
+    watch.close()

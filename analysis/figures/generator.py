@@ -67,14 +67,22 @@ def _draw_cpu(axes: Axes, frame: Frame) -> None:
 
 
 def _draw_clock(axes: Axes, frame: Frame) -> None:
-    axes.set_title("Clock's error bound against rank 0")
+    axes.set_title("Clock's error bound, and latest true start")
     others = frame.ranks[frame.ranks["error_ns"] > 0]
     if not len(others):
         style.nothing(axes, "one clock" if len(frame.ranks) else "no rank reported")
         return
-    style.seconds_axis(axes.yaxis, list(others["error_ns"] / 1e9))
+    errors, known = others["error_ns"] / 1e9, frame.health["clock_error_ns"] >= 0
+    ranks, starts = _worst(frame, np.where(known, frame.health["began_ns"], 0) / 1e9)
+    began = starts[starts > 0]
+    style.seconds_axis(axes.yaxis, [*errors, *began])
     _count_axis(axes, "rank", frame.ranks["rank"])
-    _draw_points(axes, others["rank"], others["error_ns"] / 1e9, style.BLUE)
+    _draw_points(axes, others["rank"], errors, style.BLUE)
+    labels = [(float(errors[-1]), "error", style.BLUE)]
+    if len(began):
+        _draw_points(axes, ranks[starts > 0], began, style.PERCENTILES["p99"])
+        labels.append((float(began[-1]), "start", style.PERCENTILES["p99"]))
+    style.label_right(axes, labels)
 
 
 def _draw_lateness(axes: Axes, steps: Steps) -> None:

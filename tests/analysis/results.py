@@ -253,6 +253,8 @@ def story(
                     "lag_p99_ns": int(rng.integers(200_000, 700_000)),
                     "lag_max_ns": int(rng.integers(1 * MS, 3 * MS)),
                     "max_rss": 60_000_000,
+                    "began_ns": int(rng.integers(20_000, 300_000)),
+                    "clock_error_ns": int(rng.integers(3_000, 20_000)),
                 }
                 for step in steps
                 for rank in range(ranks)

@@ -22,6 +22,7 @@ def job(
     cpu: float = 0.1,
     error: int = 0,
     drift: float = 0.0,
+    clock: int = -1,
     **parts: Any,
 ) -> Frame:
     """Return a job of one rank and two steps, of which the second is as told."""
@@ -43,7 +44,7 @@ def job(
     health = table(
         "health",
         [
-            {"step": 0, "rank": 0, "cpu_seconds": 0.1, "wall_seconds": 1.0},
+            {"step": 0, "rank": 0, "cpu_seconds": 0.1, "wall_seconds": 1.0, "clock_error_ns": clock},
             {
                 "step": 1,
                 "rank": 7,
@@ -51,6 +52,8 @@ def job(
                 "wall_seconds": 1.0,
                 "lag_p50_ns": lag_p50,
                 "lag_p99_ns": lag_p99,
+                "began_ns": 300 * US,
+                "clock_error_ns": clock,
             },
         ],
     )
@@ -188,8 +191,16 @@ def test_a_valid_measurement_says_how_well_the_clocks_agree() -> None:
     (finding,) = verdict(job(error=20 * US)).findings
 
     assert finding.evidence == (
-        "2 ranks delivered every attempt, kept up with the server, and agree on the time within 20 µs."
+        "2 ranks delivered every attempt, kept up with the server, agree on the time within 20 µs."
     )
+
+
+def test_it_says_how_far_apart_ranks_truly_began_and_corrected_drift_is_no_doubt() -> None:
+    health = [{"step": step, "rank": rank, "wall_seconds": 1.0} for step in (0, 1) for rank in (0, 7)]
+    for row, began in zip(health, (0, 300 * US, 100 * US, -50 * US), strict=True):
+        row["began_ns"] = began
+    (finding,) = verdict(job(error=20 * US, drift=1e6, health=table("health", health))).findings
+    assert finding.evidence.endswith("within 20 µs, and began each step within 300 µs.")
 
 
 def test_a_result_in_which_no_rank_reported_can_be_judged() -> None:

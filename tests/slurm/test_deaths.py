@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from tests.slurm.test_submit import _is, _ranks
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 RANKS = 4
+# The one that is gone, or one that hangs because it is: MPI itself may never return from a word to it.
+MISSED = r"Nothing was heard of rank \d on n\d for 5 s|rank \d on n\d hangs in MPI for \d+ s"
 WHERE = ("--mpi=pmi2", "-N4", "-n4")
 
 
@@ -52,7 +55,8 @@ def test_a_rank_that_is_killed_ends_the_job_with_and_without_kill_on_bad_exit(
     assert code != 0
     if options == ["--kill-on-bad-exit=0"]:
         # Slurm would have let the others wait.
-        assert f"Nothing was heard of rank {victim} on n{victim + 1} for 5 s" in complaints
+        assert re.search(MISSED, complaints), complaints
+        assert f"n{victim + 1}: task {victim}: Killed" in complaints
     judge(folder, RANKS)
 
 
@@ -67,7 +71,7 @@ def test_a_node_without_power_ends_the_job(cluster: Cluster, tmp_path: Path) -> 
             cluster.restore("n3")
         job.until_gone()
     assert code != 0
-    assert "Nothing was heard of rank 2 on n3 for 5 s" in complaints
+    assert re.search(MISSED, complaints), complaints
     judge(folder, RANKS)
 
 
