@@ -33,9 +33,8 @@ _SILENT_BEATS = 60
 class Watch:
     """Say that this rank, called `name`, lives; call `end` with a name if the rank before falls silent.
 
-    Call `hang` if this rank itself cannot speak any more.
-
-    Silence is counted in beats of this rank's own: one that was itself held up has not listened meanwhile.
+    Call `hang` if this rank itself cannot speak any more. Silence is counted in beats of this rank's own: one that was
+    itself held up has not listened meanwhile.
     """
 
     def __init__(
