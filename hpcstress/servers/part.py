@@ -26,7 +26,24 @@ _GUARD = Path(__file__).with_name("guard.py")
 # What every process of a part inherits, and nothing else has: it is drawn by lot for each of them.
 _MARK = "HPCSTRESS_SERVER"
 _TAIL_BYTES, _TAIL_LINES = 16384, 12
+# What was exported for clients, or for other servers: secrets, addresses, settings.
+_FOREIGN = (
+    *("MLFLOW_", "MANTIK_", "PROMETHEUS_", "AWS_", "PG"),
+    *("UVICORN_", "GUNICORN_", "FML_", "WEED_"),
+)
 _UNPRINTABLE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[^\n\x20-\x7e\xa0-\U0010ffff]")
+
+
+def inherited(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what a part inherits of an environment: nothing for clients or other servers, and no proxy.
+
+    Parts talk to each other on this machine alone, where no proxy reaches them.
+    """
+    return {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith(_FOREIGN) and not name.lower().endswith("_proxy")
+    }
 
 
 @dataclass(frozen=True)
