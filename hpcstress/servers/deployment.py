@@ -68,6 +68,7 @@ class Deployment:
         self._secrets: dict[str, str] = {}
         self._stopped = False
         self.folder = _private(name, folder, keep=keep)
+        self._places: tuple[Path, ...] = () if keep else (self.folder,)
         self._held: tuple[int, ...] = ()
         if keep:
             try:
@@ -114,6 +115,10 @@ class Deployment:
                     f"cannot enter {parent}: set TMPDIR to a folder that everybody may enter, such as /tmp."
                 )
 
+    def own(self, place: Path) -> None:
+        """Remove a folder elsewhere with the server's own, unless that is kept; to be told before the first part."""
+        self._places += () if self.keep else (place,)
+
     def add(self, name: str, recipe: Recipe, *, replica: bool = False) -> Part:
         """Start the next part and wait until it can be used; refuse one that does not come so far.
 
@@ -131,7 +136,16 @@ class Deployment:
         if kept is None:
             # What is left of a start that has failed is nobody's data.
             shutil.rmtree(place, ignore_errors=True)
-        part = Part(name, self.name, recipe, place, keep=self.keep, fresh=kept is None, held=self._held)
+        part = Part(
+            name,
+            self.name,
+            recipe,
+            place,
+            keep=self.keep,
+            fresh=kept is None,
+            held=self._held,
+            places=self._places,
+        )
         self.parts.append(part)
         self._wait(part)
         self._replicas += [part] if replica else []
@@ -188,8 +202,8 @@ class Deployment:
         self._stopped = True
         for descriptor in self._held:
             os.close(descriptor)
-        if not self.keep:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        for place in self._places:
+            shutil.rmtree(place, ignore_errors=True)
 
     def _reopen(self) -> None:
         """Take a folder that is kept for this process alone; read what an earlier deployment has left in it."""

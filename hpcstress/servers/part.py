@@ -98,8 +98,12 @@ class Part:
         keep: bool = False,
         fresh: bool = True,
         held: tuple[int, ...] = (),
+        places: tuple[Path, ...] = (),
     ) -> None:
-        """Start a part of the server `of`; without `fresh` its data is there. Its guard holds `held` open, too."""
+        """Start a part of the server `of`; without `fresh` its data is there.
+
+        Its guard holds `held` open, too; the server's last guard removes `places`.
+        """
         from hpcstress.servers.guard import Orders
 
         self.name, self.of = name, of
@@ -121,6 +125,7 @@ class Part:
             signal=recipe.end,
             grace=recipe.grace,
             after=recipe.after,
+            places=tuple(map(str, places)),
         )
         with ExitStack() as files:
             # Held open, these can be read even after a guard that was ended early has removed the folder.
