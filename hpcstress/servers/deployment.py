@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -67,8 +68,8 @@ class Deployment:
         self._stamps: dict[str, str] = {}
         self._secrets: dict[str, str] = {}
         self._stopped = False
-        self.folder = _private(name, folder, keep=keep)
-        self._places: tuple[Path, ...] = () if keep else (self.folder,)
+        self._given = None if folder is None else _private(name, folder, keep=keep)
+        self._elsewhere: tuple[Path, ...] = ()
         self._held: tuple[int, ...] = ()
         if keep:
             try:
@@ -76,6 +77,14 @@ class Deployment:
             except BaseException:
                 self.stop()
                 raise
+
+    @cached_property
+    def folder(self) -> Path:
+        """Return the folder of the server; a temporary one is made as late as this, when its first part is due.
+
+        From then on a guard removes it. Before, what takes minutes may have been installed.
+        """
+        return self._given or _private(self.name, None, keep=self.keep)
 
     @property
     def address(self) -> str:
@@ -117,7 +126,7 @@ class Deployment:
 
     def own(self, place: Path) -> None:
         """Remove a folder elsewhere with the server's own, unless that is kept; to be told before the first part."""
-        self._places += () if self.keep else (place,)
+        self._elsewhere += (place,)
 
     def add(self, name: str, recipe: Recipe, *, replica: bool = False) -> Part:
         """Start the next part and wait until it can be used; refuse one that does not come so far.
@@ -144,7 +153,7 @@ class Deployment:
             keep=self.keep,
             fresh=kept is None,
             held=self._held,
-            places=self._places,
+            places=self._places(),
         )
         self.parts.append(part)
         self._wait(part)
@@ -202,8 +211,12 @@ class Deployment:
         self._stopped = True
         for descriptor in self._held:
             os.close(descriptor)
-        for place in self._places:
+        for place in self._places():
             shutil.rmtree(place, ignore_errors=True)
+
+    def _places(self) -> tuple[Path, ...]:
+        """Return the folders that go with the server, as far as they have been made."""
+        return () if self.keep or "folder" not in vars(self) else (self.folder, *self._elsewhere)
 
     def _reopen(self) -> None:
         """Take a folder that is kept for this process alone; read what an earlier deployment has left in it."""

@@ -84,7 +84,7 @@ def _artifacts(spec: Spec, site: Deployment, chosen: Program) -> Artifacts:
 def _shared(spec: Spec, site: Deployment) -> Artifacts:
     """Take a folder of this server's own in a directory of the site; it goes when the last part has ended."""
     # What is kept has to be found again; what is removed must be nobody else's.
-    name = site.folder.name if site.keep else f"{site.folder.name}-{secrets.token_hex(4)}"
+    name = site.folder.name if site.keep else f"hpcstress-{spec.name}-{secrets.token_hex(8)}"
     own = site_directory(spec.shared) / name
     site.own(own)
     # A part makes it: from then on there is a guard that removes it.

@@ -64,6 +64,16 @@ def test_a_server_runs_in_a_private_folder_until_it_is_stopped(server: Deploymen
     assert list(temporary.iterdir()) == []
 
 
+def test_nothing_is_there_before_the_first_part_and_its_guard(little: Little, temporary: Path, tmp_path: Path) -> None:
+    # Whoever is killed while a program is being installed leaves no folder.
+    with Deployment("little") as server:
+        server.own(tmp_path / "elsewhere")
+        assert list(temporary.iterdir()) == []
+        server.add("tracking", little())
+        assert list(temporary.iterdir()) == [server.folder]
+    assert list(temporary.iterdir()) == []
+
+
 def test_a_folder_of_ones_own_is_made_private_and_removed(
     little: Little, deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
