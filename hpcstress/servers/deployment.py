@@ -67,6 +67,7 @@ class Deployment:
         self.keep = keep
         self._stamps: dict[str, str] = {}
         self._secrets: dict[str, str] = {}
+        self._told: set[tuple[str, float]] = set()
         self._stopped = False
         self._given = None if folder is None else _private(name, folder, keep=keep)
         self._elsewhere: tuple[Path, ...] = ()
@@ -189,6 +190,12 @@ class Deployment:
     def events(self) -> list[Event]:
         """Return what happened to parts, and what others found about them, in the order of time."""
         return sorted((event for part in self.parts for event in part.events()), key=lambda event: event.time)
+
+    def news(self) -> list[Event]:
+        """Return the events that this has not returned before; what grows, such as a count, is no news."""
+        new = [event for event in self.events() if (event.part, event.time) not in self._told]
+        self._told.update((event.part, event.time) for event in new)
+        return new
 
     def pids(self) -> list[int]:
         """Return the processes of all parts."""

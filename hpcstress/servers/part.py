@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
@@ -112,6 +113,7 @@ class Part:
         self._keep = keep
         self._mark = secrets.token_hex(16)
         self._orphans = 0
+        self._lost = 0.0
         self._last_obituary: str | None = None
         self._last_samples = ""
         self._last_events: list[Event] = []
@@ -160,11 +162,7 @@ class Part:
         """Return how it ended by itself, with its last log lines; None while it runs and if `stop` ended it."""
         if self._log.closed:
             return self._last_obituary
-        how = _end(self._ended)
-        if not how and (code := self._guard.poll()) is not None:
-            from hpcstress.servers.guard import how_ended
-
-            how = f"lost its guard, which {how_ended(code)}"
+        how, _ = self._departure()
         if self._orphans:
             how += f"; still running, and ended by hpcstress: {self._orphans} of its processes"
         return (
@@ -175,8 +173,20 @@ class Part:
         """Return when and how it ended by itself, and what it has found about other parts."""
         if self._log.closed:
             return self._last_events
-        how, at = _end(self._ended), os.fstat(self._ended.fileno()).st_mtime
+        how, at = self._departure()
         return [*([Event(at, self.name, how)] if how else []), *self._recipe.events(_end(self._log))]
+
+    def _departure(self) -> tuple[str, float]:
+        """Return how and when it ended by itself; nothing while it runs."""
+        if how := _end(self._ended):
+            return how, os.fstat(self._ended.fileno()).st_mtime
+        if (code := self._guard.poll()) is None:
+            return "", 0.0
+        from hpcstress.servers.guard import how_ended
+
+        # Nobody has written down when: it is told as of when somebody looked.
+        self._lost = self._lost or time.time()
+        return f"lost its guard, which {how_ended(code)}", self._lost
 
     def pids(self) -> list[int]:
         """Return its processes, the one that started the others first; the guard is not among them."""

@@ -24,7 +24,7 @@ from hpcstress.errors import Interruption, Refusal
 from hpcstress.result import TABLES
 from hpcstress.servers import deployment
 from hpcstress.servers.deployment import Deployment, Front
-from hpcstress.servers.part import Recipe
+from hpcstress.servers.part import Event, Recipe
 
 Eventually = Callable[[Callable[[], object]], None]
 Little = Callable[..., Recipe]
@@ -406,6 +406,27 @@ def test_a_part_that_ends_while_the_next_one_starts_is_the_reason_for_the_refusa
     with pytest.raises(Refusal, match="The part tracking of the server little ended with exit code 3"):
         deployed(dies, little(ready=lambda _: False))
     assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("victim", "told"),
+    [("process", "was killed by SIGKILL"), ("guard", "lost its guard, which was killed by SIGKILL")],
+)
+def test_the_end_of_a_replica_is_news_once_while_the_server_goes_on(
+    little: Little, temporary: Path, eventually: Eventually, victim: str, told: str
+) -> None:
+    with Deployment("little") as server:
+        for name in ("tracking-1", "tracking-2"):
+            server.add(name, little(), replica=True)
+        assert server.news() == []
+        process = psutil.Process(server.part("tracking-2").pids()[0])
+        (process if victim == "process" else process.parent()).kill()
+        news: list[Event] = []
+        eventually(lambda: news.extend(server.news()) or news)
+        assert [(event.part, event.told) for event in news] == [("tracking-2", told)]
+        assert server.news() == []
+        assert server.obituary() is None
+        assert server.events() == news
 
 
 # Data that is kept.
