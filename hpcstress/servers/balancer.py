@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+from hpcstress.quantity import count as counted
 from hpcstress.servers import mlflow
 from hpcstress.servers.deployment import Deployment
 from hpcstress.servers.environments import Environment, provide
@@ -108,7 +109,9 @@ def noticed(replicas: Mapping[str, str], log: str) -> list[Event]:
                 first.setdefault(address, float(at))
                 count[address] = count.get(address, 0) + 1
     return [
-        Event(at, "balancer", f"took {replicas[address]} out; {count[address]} requests in all found it silent")
+        Event(
+            at, "balancer", f"took {replicas[address]} out; {counted(count[address], 'request')} in all found it silent"
+        )
         for address, at in sorted(first.items(), key=lambda item: item[1])
     ]
 

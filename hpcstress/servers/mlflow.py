@@ -99,8 +99,14 @@ def store(spec: Spec, site: Deployment) -> Database:
 
 
 def connections(spec: Spec) -> int:
-    """Return how many connections to its database one tracking server may open."""
-    return _STORES * spec.workers * (spec.pool or _SHIPPED_POOL)
+    """Return how many connections to its database a server may open; refuse more than that can have."""
+    wanted = _STORES * spec.workers * (spec.pool or _SHIPPED_POOL) * (spec.replicas if spec.takes("replicas") else 1)
+    if wanted > database.MOST_CONNECTIONS:
+        raise UsageRefusal(
+            f"{spec} may open {wanted:,} connections to its database, and PostgreSQL takes "
+            f"{database.MOST_CONNECTIONS:,} at most: give it fewer replicas, fewer workers or a smaller pool."
+        )
+    return wanted
 
 
 def assemble(spec: Spec, site: Deployment) -> Front:

@@ -37,7 +37,7 @@ def assemble(spec: Spec, site: Deployment) -> Front:
     check(spec)
     chosen = mlflow.program(spec, site)
     kept = _artifacts(spec, site, chosen)
-    data = database.postgres(site, mlflow.connections(spec) * (spec.replicas if several else 1))
+    data = database.postgres(site, mlflow.connections(spec))
     facts = mlflow.facts(spec, chosen, data)
     settings = {**_settings(facts), "artifacts": kept.told}
     # The balancer is the last to start, but the replicas have to know by which port they are asked for.
@@ -57,6 +57,7 @@ def assemble(spec: Spec, site: Deployment) -> Front:
 
 def check(spec: Spec) -> None:
     """Refuse what this machine cannot have, before anything is started or installed."""
+    mlflow.connections(spec)
     if spec.shared:
         site_directory(spec.shared)
     elif spec.name == "multi-az-nfs" and (sentence := lacking()):

@@ -80,6 +80,13 @@ def test_s3_without_boto3_is_refused_with_the_command_that_installs_it(monkeypat
         zones.own_with_s3()
 
 
+@pytest.mark.parametrize("text", ["multi-az,replicas=1000000", "multi-az,replicas=900", "local,workers=9999"])
+def test_more_connections_than_a_database_can_have_are_refused_before_anything_is_started(text: str) -> None:
+    with pytest.raises(UsageRefusal, match=r"connections to its database, and PostgreSQL takes 262,143 at most: give"):
+        zones.check(servers.read(text))
+    zones.check(servers.read("multi-az,replicas=100"))
+
+
 @pytest.fixture
 def sharing(tmp_path: Path, little: Callable[..., Recipe]) -> Callable[[Deployment], Path]:
     """Start two replicas with a folder in a directory of the site; return the folder."""
