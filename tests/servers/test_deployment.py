@@ -74,6 +74,25 @@ def test_nothing_is_there_before_the_first_part_and_its_guard(little: Little, te
     assert list(temporary.iterdir()) == []
 
 
+def test_what_a_part_is_given_is_for_its_owner_alone_from_the_first(
+    little: Little, deployed: Deployed, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: dict[str, int] = {}
+    write = Path.write_text
+
+    def watched(path: Path, text: str) -> int:
+        made[path.name] = stat.S_IMODE(path.stat().st_mode)
+        return write(path, text)
+
+    monkeypatch.setattr(Path, "write_text", watched)
+    before = os.umask(0)
+    try:
+        deployed(little()).stop()
+    finally:
+        os.umask(before)
+    assert made == {"settings.ini": 0o600}
+
+
 def test_a_folder_of_ones_own_is_made_private_and_removed(
     little: Little, deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
