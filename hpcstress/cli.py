@@ -350,6 +350,8 @@ def serve(
             obituary = started.obituary()
             if obituary is not None:
                 raise Refusal(obituary)
+            for event in started.news():
+                _tell(f"{event.part} {event.told}.")
     return OK
 
 
