@@ -18,7 +18,7 @@ from analysis.statistics import OperationStatistics, Statistics, StepStatistics,
 from analysis.units import plain
 from analysis.verdict import measurement
 from hpcstress.errors import UsageRefusal
-from hpcstress.plan import Rung
+from hpcstress.plan import USUAL_SERVER, Rung
 from hpcstress.quantity import Scalar
 from hpcstress.rounds import find, is_comparison
 
@@ -151,8 +151,8 @@ def _results(path: Path) -> list[tuple[str, int | None, Path]]:
 
 def _name(frame: Frame) -> str:
     """Return the text by which a server was started, else what it is called."""
-    text, server = str(frame.plan.get("server", "")), frame.facts.get("server")
-    return text if text and isinstance(server, Mapping) else server_label(frame.facts)
+    started = isinstance(frame.facts.get("server"), Mapping)
+    return str(frame.plan.get("server") or USUAL_SERVER) if started else server_label(frame.facts)
 
 
 def _short(path: Path, among: Sequence[Path]) -> str:

@@ -26,7 +26,6 @@ from hpcstress.quantity import count, is_store, read_uri
 from hpcstress.ranks import World
 from hpcstress.rounds import Rounds, Turn
 from hpcstress.stop import Stop
-from hpcstress.target import without_address
 
 
 def read_servers(texts: Sequence[str], plan: Plan) -> list[str]:
@@ -132,9 +131,8 @@ def _play(
     left = world.only_first(lambda: (match.make_room(turn),))[0]
     if left is not None:
         progress.say(f"What a job that was interrupted has left is now in {left}: hpcstress recover {left}")
-    there = environment if _is_address(turn.server) else without_address(environment)
     try:
-        code = run_job(_planned(match.plan, turn.server), world, folder, there, progress, import_seconds, stop)
+        code = run_job(_planned(match.plan, turn.server), world, folder, environment, progress, import_seconds, stop)
     except Refusal as refusal:
         # From what all ranks were told all go on; what only one knows ends the job.
         if not refusal.shared or refusal.exit_code == USAGE:
