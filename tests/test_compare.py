@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from hpcstress import compare, servers
+from hpcstress.clean import clean_result
 from hpcstress.compare import read_servers, run_comparison
 from hpcstress.errors import Refusal, UsageRefusal
 from hpcstress.plan import Plan
@@ -124,14 +125,59 @@ def test_a_comparison_that_is_stopped_goes_on_and_keeps_what_the_half_turn_had_m
     match = find(path)
     first, second = match.turns(2)[:2]
     assert [done.turn for done in match.done()] == [first]
-    assert any(f"--output {path} goes on" in said for said in heard.sentences)
-    half = match.folder(second).result.read_bytes()
+    result = match.folder(second).result
+    assert heard.sentences[-1].endswith(
+        f"--output {path} goes on. `hpcstress clean {result}` deletes what it has created on {second.server}."
+    )
+    half = result.read_bytes()
     again = Heard()
     assert played(path, uris(two), two[0].environment, progress=again) == 0
     assert len(match.done()) == 4
     left = match.folder(second).path.with_name(f"{match.folder(second).path.name}.left-1")
     assert (left / "result.h5").read_bytes() == half
-    assert any(f"hpcstress recover {left}" in said for said in again.sentences)
+    assert (
+        f"What a job that was interrupted has left is now in {left}. "
+        f"`hpcstress clean {left / 'result.h5'}` deletes what it has created on {second.server}." in again.sentences
+    )
+    # What is told is so: only the half turn's runs are still there, and gone then.
+    assert [server.uri for server in two if active(server)] == [second.server]
+    clean_result(left / "result.h5", two[0].environment, str)
+    assert not any(map(active, two))
+
+
+def test_a_turn_that_was_killed_is_told_how_to_become_a_result_and_to_be_cleaned(
+    two: list[FakeMlflow], tmp_path: Path
+) -> None:
+    path = tmp_path / "all"
+    played(path, uris(two), two[0].environment, 1)
+    match = find(path)
+    last = match.folder(match.turns(1)[-1])
+    last.result.unlink()
+    last.journals.mkdir()
+    last.journal(0).touch()
+    heard = Heard()
+    assert played(path, uris(two), two[0].environment, 1, progress=heard) == 0
+    left = last.path.with_name(f"{last.path.name}.left-1")
+    [told] = [said for said in heard.sentences if str(left) in said]
+    assert f"`hpcstress recover {left}` makes its result. `hpcstress clean {left / 'result.h5'}` deletes" in told
+
+
+def test_a_server_that_could_not_be_cleaned_is_told_how_to_be(
+    two: list[FakeMlflow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise Refusal("It is gone.")
+
+    heard = Heard()
+    monkeypatch.setattr(compare, "clean_result", refuse)
+    played(tmp_path / "all", uris(two), two[0].environment, 1, progress=heard)
+    done = find(tmp_path / "all").done()[0]
+    assert any(f"It is gone. `hpcstress clean {done.result}` deletes" in said for said in heard.sentences)
+
+
+def active(server: FakeMlflow) -> int:
+    """Count the runs that nobody has deleted."""
+    return len([run for run in server.runs.values() if run.stage == "active"])
 
 
 def test_a_signal_between_two_turns_ends_the_comparison_before_the_next_one(
@@ -145,7 +191,9 @@ def test_a_signal_between_two_turns_ends_the_comparison_before_the_next_one(
 
     before, late = signal.getsignal(signal.SIGINT), Late()
     assert played(tmp_path / "all", uris(two), two[0].environment, progress=late) == 3
-    assert late.sentences[-1].startswith("Stopped. What is over is kept, and the same command with --output")
+    assert late.sentences[-1] == (
+        f"Stopped. What is over is kept, and the same command with --output {tmp_path / 'all'} goes on."
+    )
     assert len(find(tmp_path / "all").done()) == 1
     assert signal.getsignal(signal.SIGINT) is before
 
