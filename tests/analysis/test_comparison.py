@@ -67,6 +67,8 @@ def said(comparison: Comparison) -> str:
 
 USUAL = rival("usual", range(3))
 FAST = rival("fast", range(10, 13), speed=10)
+EVEN = rival("even", range(40, 43))
+EVEN_BUT_FAILING = rival("failing", range(50, 53), faults=[replace(SLOW_FAILURE, after=0.05)])
 
 
 def test_every_operation_is_asked_about_and_every_load() -> None:
@@ -179,6 +181,31 @@ def test_a_server_that_fails_fast_is_not_called_faster() -> None:
     assert about[f"{RUN_DURATION} 4"].verdict is Verdict.faster
     assert "failing is faster" not in said(comparison)
     assert any(note.startswith("log_params: none failed with usual, ") for note in notes(comparison))
+
+
+def test_a_server_that_fails_fast_is_not_praised_before_anything_is_decided() -> None:
+    few = rival("usual", (1, 3))
+    failing = rival("failing", (30, 31), speed=10, faults=[FAST_FAILURE])
+    for rivals in ([few, failing], [failing, few]):
+        assert "times as fast" not in said(compare(rivals))
+        assert said(compare(rivals)).endswith(". failing fails more often in log_params.")
+
+
+def test_a_server_is_not_as_fast_as_another_because_it_fails() -> None:
+    for rivals in ([EVEN, EVEN_BUT_FAILING], [EVEN_BUT_FAILING, EVEN]):
+        answer = answers(compare(rivals, margin=10.0))["log_params"]
+        assert (answer.verdict, answer.why) == (Verdict.undecided, "failing fails more often")
+        assert answer.ratio.low > 1 / 11
+        assert answer.ratio.high < 11
+
+
+def test_who_fails_more_often_does_so_also_when_the_other_is_spoken_of() -> None:
+    for rivals in ([EVEN, EVEN_BUT_FAILING], [EVEN_BUT_FAILING, EVEN]):
+        (pair,) = compare(rivals).pairs
+        for one in (pair, pair.swapped()):
+            asked = one.answers[1].question
+            assert asked.failing is not None
+            assert (one.first, one.second)[asked.failing] is EVEN_BUT_FAILING
 
 
 def test_a_server_that_fails_slowly_is_slower() -> None:
