@@ -102,6 +102,7 @@ class Prometheus:
     notes: list[str] = field(default_factory=list)
     _until: float | None = None
     _rows: int = 0
+    _answered: set[str] = field(default_factory=set)
     _heard: set[str] = field(default_factory=set)
 
     @property
@@ -124,8 +125,8 @@ class Prometheus:
         return asyncio.run(self._look(begin, end))
 
     def farewell(self) -> list[str]:
-        """Return the notes of the whole job, and which of the queries never had an answer."""
-        silent = [name for name in self.queries if name not in self._heard]
+        """Return the notes of the whole job, and which of the queries were answered and never with a value."""
+        silent = [name for name in self.queries if name in self._answered - self._heard]
         if self.chosen and silent:
             self._note(f"Prometheus knows nothing of what these queries ask: {', '.join(silent)}.")
         elif len(silent) == len(self.queries):
@@ -155,6 +156,7 @@ class Prometheus:
 
     def _read(self, name: str, series: list[_Series]) -> Rows:
         """Return the finite values of series as rows, as many as there is room for."""
+        self._answered.add(name)
         if len(series) > _MOST_SERIES:
             self._note(f"The query {name} has {len(series):,} series, of which {_MOST_SERIES} are kept: sum some up.")
         rows: list[tuple[float, bytes, bytes, float]] = []
@@ -238,16 +240,22 @@ async def _ask(api: Api, route: str, **words: str) -> _Data:
     heard = bytearray()
 
     def take(piece: bytes) -> None:
-        heard.extend(piece[: _LARGEST_ANSWER - len(heard)])
+        heard.extend(piece)
+        if len(heard) > _LARGEST_ANSWER:
+            # Who sends without end is not heard to the end of patience.
+            api.close()
 
     answer = await api.ask("GET", f"/api/v1/{route}?{urlencode(words, quote_via=quote)}", None, take)
+    if len(heard) > _LARGEST_ANSWER:
+        raise Failed(_nonsense(b"its answer is too long: ask for less"))
     try:
         told = msgspec.json.decode(heard, type=_Told)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        if answer.outcome is not Outcome.ok:
-            raise Failed(msgspec.structs.replace(answer, body=bytes(heard[:500]))) from None
-        reason = b"its answer is too long" if len(heard) == _LARGEST_ANSWER else bytes(heard[:500])
-        raise Failed(msgspec.structs.replace(answer, outcome=Outcome.malformed, body=reason)) from None
+        if not answer.status:
+            # Half an answer says nothing.
+            raise Failed(answer) from None
+        outcome = Outcome.malformed if answer.outcome is Outcome.ok else answer.outcome
+        raise Failed(msgspec.structs.replace(answer, outcome=outcome, body=bytes(heard[:500]))) from None
     if told.error and answer.status in (400, 422, 503):
         raise _Wrong(ended(mask_password(said(api.target.masked(told.error.encode())))))
     if answer.outcome is not Outcome.ok or told.status != "success" or told.data is None:

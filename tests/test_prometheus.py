@@ -303,6 +303,22 @@ def test_an_answer_without_end_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "_LARGEST_ANSWER", 1000)
         fake.broken = told("matrix", [{"metric": {}, "values": [[1.0, "1"]] * 1000}])
         assert len(prometheus.look(1.0)) == 0
+        assert "its answer is too long: ask for less" in prometheus.notes.pop()
+        # More is promised, and never comes: what is there is too much already.
+        fake.broken = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n" + b"x" * 100_000
+        assert len(prometheus.look(1.0)) == 0
+    (note,) = prometheus.farewell()
+    assert "its answer is too long: ask for less" in note
+    assert "xx" not in note
+
+
+def test_what_nobody_can_read_at_once_is_too_long() -> None:
+    fake = Fake()
+    with serving(fake) as uri:
+        prometheus = reached(uri)
+        fake.broken = told("matrix", []).replace(b"[]", b"[" + b" " * (1 << 24) + b"]")
+        fake.broken = reply(fake.broken.partition(b"\r\n\r\n")[2])
+        assert len(prometheus.look(1.0)) == 0
     assert "its answer is too long" in prometheus.notes[0]
 
 
@@ -321,7 +337,20 @@ def test_an_answer_that_does_not_come_is_not_waited_for(monkeypatch: pytest.Monk
         monkeypatch.setattr(module, "_PATIENCE", 0.05)
         answers.append(never)
         assert len(prometheus.look(1.0)) == 0
-    assert "does not answer" in prometheus.notes[0]
+    (note,) = prometheus.farewell()
+    assert "does not answer" in note
+
+
+def test_half_an_answer_is_not_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Fake()
+    with serving(fake) as uri:
+        prometheus = reached(uri)
+        monkeypatch.setattr(module, "_PATIENCE", 0.1)
+        fake.broken = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1000
+        assert len(prometheus.look(1.0)) == 0
+    (note,) = prometheus.farewell()
+    assert "does not answer" in note
+    assert "xx" not in note
 
 
 def test_of_very_many_series_and_values_some_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
