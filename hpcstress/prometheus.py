@@ -51,6 +51,9 @@ _MOST_SERIES = 100
 _MOST_ROWS = 200_000
 _LONGEST_LABELS = TABLES["prometheus"]["labels"].itemsize
 _NOTICEABLE_OFFSET = 1.0
+# Clocks are put right to about a second. Nanoseconds since 1970 are below the largest value, and a picture can hold it.
+_LEEWAY = 2.0
+_LARGEST_VALUE = 1e20
 
 _MEANING = MEANING | {
     Outcome.not_supported: "does not know Prometheus's API",
@@ -141,7 +144,8 @@ class Prometheus:
         async with Api(self.dialer, _PATIENCE) as api:
             for name, query in self.queries.items():
                 try:
-                    rows = self._read(name, await _range(api, query, begin + self.offset, end + self.offset))
+                    series = await _range(api, query, begin + self.offset, end + self.offset)
+                    rows = self._read(name, series, begin, end)
                 except _Wrong as wrong:
                     self._note(f"Prometheus refused the query {name} after a step: {wrong}")
                     continue
@@ -154,19 +158,34 @@ class Prometheus:
                 pieces.append(rows)
         return np.concatenate(pieces)
 
-    def _read(self, name: str, series: list[_Series]) -> Rows:
-        """Return the finite values of series as rows, as many as there is room for."""
+    def _read(self, name: str, series: list[_Series], begin: float, end: float) -> Rows:
+        """Return the finite values of series as rows, as many as there is room for, of the time that was asked for."""
         self._answered.add(name)
         if len(series) > _MOST_SERIES:
             self._note(f"The query {name} has {len(series):,} series, of which {_MOST_SERIES} are kept: sum some up.")
         rows: list[tuple[float, bytes, bytes, float]] = []
+        known: set[bytes] = set()
+        wrong = 0
         for one in series[:_MOST_SERIES]:
             labels = ", ".join(f"{key}={value}" for key, value in sorted(one.metric.items()))
             encoded = labels.encode(errors="replace")[:_LONGEST_LABELS]
+            if encoded in known:
+                self._note(f"Series of the query {name} cannot be told apart, and one of them is kept: sum them up.")
+                continue
+            known.add(encoded)
             for at, text in one.values:
-                value = _number(text)
-                if math.isfinite(value) and math.isfinite(at):
-                    rows.append((at - self.offset, name.encode(), encoded, value))
+                value, time_here = _number(text), at - self.offset
+                if not math.isfinite(value):
+                    continue
+                if begin - _LEEWAY <= time_here <= end + _LEEWAY and abs(value) <= _LARGEST_VALUE:
+                    rows.append((time_here, name.encode(), encoded, value))
+                else:
+                    wrong += 1
+        if wrong:
+            self._note(
+                f"Values of the query {name} were left out, because they are of another time than was asked for, or "
+                f"beyond {_LARGEST_VALUE:g}."
+            )
         if rows:
             self._heard.add(name)
         room = _MOST_ROWS - self._rows
