@@ -163,7 +163,7 @@ class Plan:
             except UsageRefusal as refusal:
                 raise UsageRefusal(f"{flag(name)}: {refusal}") from None
         if quantity.is_store(self.uri) and self.client != "stock":
-            raise UsageRefusal(f"--uri: {self.uri} is a store without a server, which only --client stock can open.")
+            raise UsageRefusal(f"--client: {self.uri} is a store without a server, which only --client stock can open.")
         # Counted before they are made: a few options with many values each would fill the memory.
         rungs = prod(len(values) for _, values in self._swept()) * len(self.users or self.runs)
         if rungs * self.repeats > _MOST_STEPS:

@@ -153,16 +153,14 @@ def _open_store(plan: Plan, uri: str, environment: Mapping[str, str], session: s
     if plan.client != "stock":
         raise UsageRefusal(f"{uri} is a store without a server, which only --client stock can open.")
     if shares_a_run(plan.workload):
-        raise UsageRefusal(
-            f"The users of {plan.workload} share a run, which needs a server: give its address by --uri."
-        )
+        raise UsageRefusal(f"The users of {plan.workload} share a run, which needs a server: give the address of one.")
     if prefilled(plan) is not None:
-        raise UsageRefusal(f"What {plan.workload} reads is made by way of a server: give its address by --uri.")
+        raise UsageRefusal(f"What {plan.workload} reads is made by way of a server: give the address of one.")
     if workloads.workspaces(plan):
-        raise UsageRefusal(f"{plan.workload} is about the workspaces of a server: give its address by --uri.")
+        raise UsageRefusal(f"{plan.workload} is about the workspaces of a server: give the address of one.")
     if any("log_spans" in requests for requests in estimate(plan).requests_per_run):
         raise UsageRefusal(
-            f"The spans of {plan.workload} go to a server, which a store does not have: give its address by --uri."
+            f"The spans of {plan.workload} go to a server, which a store does not have: give the address of one."
         )
     from hpcstress.clients.store import find_experiment
 

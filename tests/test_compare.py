@@ -237,8 +237,9 @@ def test_the_exit_code_tells_of_a_turn_that_was_incomplete_also_when_all_is_over
 def test_a_server_that_does_not_answer_is_refused_before_the_first_test(tmp_path: Path) -> None:
     away = "http://127.0.0.1:1"
     with serving() as there:
-        with pytest.raises(Refusal, match=f"{away} cannot be had here, and nothing was tested"):
+        with pytest.raises(Refusal, match=f"{away} cannot be had here, and nothing was tested") as refused:
             played(tmp_path / "all", [there.uri, away], {})
+        assert "start it, or correct its address" in str(refused.value)
         assert there.load() == []
     assert not (tmp_path / "all").exists()
 
@@ -274,6 +275,8 @@ def test_what_cannot_be_compared_is_refused(given: list[str], plan: Plan, senten
     with pytest.raises(UsageRefusal, match=sentence) as refused:
         read_servers(given, plan)
     assert "secret" not in str(refused.value)
+    # There is no such option here.
+    assert "--uri" not in str(refused.value)
 
 
 def test_servers_are_read_in_full_and_one_may_be_compared_with_itself() -> None:
