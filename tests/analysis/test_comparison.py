@@ -8,8 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from analysis.comparison import RUN_DURATION, THROUGHPUT, Answer, Comparison, Verdict, compare
+from analysis.figures import style
+from analysis.figures.rivals import forest
 from analysis.rivals import Rival, Round, round_of
 from analysis.wording import headline, notes, unlike
 from hpcstress.plan import Plan
@@ -315,3 +318,20 @@ def test_throughput_is_that_of_all_repeats_together() -> None:
     steps = one.statistics.steps
     good = sum(step.requests_per_second * step.load_seconds for step in steps)
     assert one.throughput(one.rungs[0]) == pytest.approx(good / sum(step.load_seconds for step in steps))
+
+
+# Pictures.
+
+
+@pytest.mark.parametrize("letters", [5, 24, 25, 48])
+def test_a_picture_has_room_for_the_names_of_two_servers(letters: int) -> None:
+    rivals = [replace(USUAL, name="n" * letters), replace(FAST, name="o" * letters)]
+    comparison = compare(rivals)
+    with style.context():
+        figure = forest(comparison.pairs[0], comparison.climb, 0.05)
+        figure.draw_without_rendering()
+        boxes = [text.get_window_extent() for text in figure.findobj(Text) if "n" * letters in text.get_text()]
+    assert len(boxes) == 2
+    for box in boxes:
+        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1
