@@ -247,13 +247,13 @@ class Deployment:
             self.check()
             waited = time.monotonic() - began
             if obituary := self.obituary():
-                raise Refusal(f"{obituary}\nMend what they say, or give the address of a running server with --uri.")
+                raise Refusal(f"{obituary}\nMend what they say, or give the address of a running server.")
             if waited > _PATIENCE:
                 raise Refusal(
                     f"The part {part.name} of the server {self.name} was not ready after {_PATIENCE:.0f} s. "
                     "Its last lines:\n"
                     f"{part.last_lines()}\n"
-                    "Try again when the machine is less busy, or give the address of a running server with --uri."
+                    "Try again when the machine is less busy, or give the address of a running server."
                 )
             if waited > next_word:
                 self.say(f"The server {self.name} is starting, {waited:.0f} s so far; 10 to 60 s are usual.")

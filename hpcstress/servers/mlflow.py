@@ -54,13 +54,13 @@ def own() -> Program:
     except PackageNotFoundError as error:
         raise Refusal(
             f"An MLflow server cannot be started here because {error.name} is not installed: "
-            "run `pip install 'hpcstress[server]'`, or give the address of a running server with --uri."
+            "run `pip install 'hpcstress[server]'`, or give the address of a running server."
         ) from None
     program = Program(sys.executable, found)
     if program.release < (3, 17):
         raise Refusal(
             f"MLflow {found} is too old to be started with a password from here: "
-            "run `pip install 'hpcstress[server]'` for a newer one, or give the address of a running server with --uri."
+            "run `pip install 'hpcstress[server]'` for a newer one, or give the address of a running server."
         )
     return program
 

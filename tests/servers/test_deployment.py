@@ -191,7 +191,7 @@ def test_a_server_that_ends_while_it_starts_is_refused_with_its_last_words(
     sentence, *last, advice = str(refused.value).splitlines()
     assert sentence == "The part tracking of the server little ended with exit code 7. Its last lines:"
     assert last == [*(f"    line {number}" for number in range(9, 20)), "    password ***"]
-    assert advice == "Mend what they say, or give the address of a running server with --uri."
+    assert advice == "Mend what they say, or give the address of a running server."
     assert list(temporary.iterdir()) == []
 
 
