@@ -213,6 +213,19 @@ def test_a_file_with_a_server_to_start_and_the_address_of_another_is_refused(hpc
         assert complaint.startswith("--server: mlflow-postgres would be started, and --uri names http://127.0.0.1:1")
 
 
+def test_what_is_typed_goes_before_the_server_of_a_file(hpcstress: Command) -> None:
+    Path("here.toml").write_text("server = 'mlflow-postgres'")
+    Path("there.toml").write_text("uri = 'http://127.0.0.1:1'")
+    for words, uri, server in (
+        (["here.toml", "--uri=http://127.0.0.1:2"], "http://127.0.0.1:2", ""),
+        (["there.toml", "--server=fasttrackml-sqlite"], "", "fasttrackml-sqlite"),
+    ):
+        code, said, _ = hpcstress("plan", *words)
+        assert code == 0
+        assert f'uri = "{uri}"' in said
+        assert f'server = "{server}"' in said
+
+
 def test_who_names_a_server_to_start_does_not_have_that_of_the_environment_examined(
     hpcstress: Command, at: Callable[[FakeMlflow], None]
 ) -> None:
