@@ -61,7 +61,8 @@ ADVICE: dict[Outcome, Advice] = {
     ),
     Outcome.server_error: Advice(
         "the server failed inside",
-        "read the reason in the notes of this result or in its log; a locked SQLite database calls for PostgreSQL",
+        "read the reason in the notes of this result or in its log: its disk may be full, and a locked SQLite database "
+        "calls for PostgreSQL",
     ),
     Outcome.malformed: Advice(
         "answers came that are not MLflow's",
