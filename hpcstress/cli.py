@@ -107,11 +107,11 @@ def _resolve(name: str | None, options: dict[str, Any]) -> Plan:
         if not given.get(option, "elsewhere").strip():
             # In a file it is the default. Who types it has a variable that is empty, and does not want another server.
             raise UsageRefusal(f"{flag(option)}: The {what} is empty: give one, or leave the option out.")
-    plan = Plan() if name is None else named(name, [*MODULES], [word for word in app if not word.startswith("-")])
     for option, other in (("uri", "server"), ("server", "uri")):
         # What is typed goes before what a file says, also where that is its opposite.
         if option in given and other not in given:
-            plan = replace(plan, **{other: ""})
+            given[other] = ""
+    plan = Plan() if name is None else named(name, [*MODULES], [word for word in app if not word.startswith("-")])
     plan = plan.with_options(given)
     check(plan)
     if plan.server and plan.uri:
