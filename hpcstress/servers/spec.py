@@ -9,6 +9,7 @@ from dataclasses import field as dataclass_field
 from typing import Any
 
 from hpcstress.errors import UsageRefusal
+from hpcstress.plan import USUAL_SERVER
 from hpcstress.quantity import COUNT, POSITIVE, SWITCH, TEXT, Kind, choice, nearest
 
 _VERSION = re.compile(r"[0-9]+(\.[0-9]+)*((a|b|rc|\.dev|\.post)[0-9]+)?", re.ASCII)
@@ -75,7 +76,6 @@ SERVERS: dict[str, Named] = {
         True,
     ),
 }
-DEFAULT = "mlflow-sqlite"
 
 
 def _option(default: object, kind: Kind, told: str) -> Any:
@@ -86,7 +86,7 @@ def _option(default: object, kind: Kind, told: str) -> Any:
 class Spec:
     """Hold which server is wanted. What is given that the server does not know is refused."""
 
-    name: str = DEFAULT
+    name: str = USUAL_SERVER
     version: str = ""
     """Empty for the one that is installed, or pinned."""
     workers: int = _option(4, POSITIVE, "processes that serve requests")

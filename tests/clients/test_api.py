@@ -373,7 +373,7 @@ def test_what_the_server_said_is_quoted_in_one_printable_line() -> None:
 def test_what_this_machine_said_is_not_put_into_the_servers_mouth() -> None:
     words = sentence(Outcome.refused, 0, b"[Errno 111] Connection refused")
     assert "It said" not in words
-    assert words.endswith("--uri. ([Errno 111] Connection refused)")
+    assert words.endswith("its address. ([Errno 111] Connection refused)")
     target = from_environment("https://mlflow.example", HOME)
     ours = refusal(target, Answer(Outcome.malformed, 200, 0, 0, 0, b"the same page for ever"), "reading")
     assert str(ours).endswith("tracking server? (the same page for ever)")

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcstress.errors import UsageRefusal
-from hpcstress.plan import Plan
-from hpcstress.servers.spec import DEFAULT, DEFAULTS, OPTIONS, SERVERS, Spec, read
+from hpcstress.plan import USUAL_SERVER
+from hpcstress.servers.spec import DEFAULTS, OPTIONS, SERVERS, Spec, read
 
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "workers": st.integers(1, 64),
@@ -56,7 +56,7 @@ def test_the_text_says_only_what_is_not_as_usual() -> None:
 
 
 def test_the_default_of_a_plan_is_a_server_with_all_as_usual() -> None:
-    assert read(Plan().server) == Spec() == Spec(DEFAULT)
+    assert read(USUAL_SERVER) == Spec()
 
 
 @pytest.mark.parametrize(
