@@ -49,7 +49,6 @@ def write_report(results: Sequence[Path], folder: Path | None = None) -> Path:
         sections, gallery = [], Gallery()
         for number, path in enumerate(results, 1):
             home = folder if len(results) == 1 else folder / str(number)
-            home.mkdir(parents=True, exist_ok=True)
             sections.append(_section(path, home, str(home.relative_to(folder)), f"result-{number}", gallery))
         taxes = _taxes([section["frame"] for section in sections], folder)
         words = _template().render(sections=sections, taxes=taxes, published=_published(gallery, folder))
@@ -68,6 +67,8 @@ def _section(path: Path, home: Path, beside: str, anchor: str, gallery: Gallery)
     statistics = measure(frame)
     gallery.add(frame, statistics)
     verdict = judge(frame, statistics.steps)
+    # Where there is no result, nothing is made.
+    home.mkdir(parents=True, exist_ok=True)
     for name, rows in tables(statistics).items():
         write_csv(home / f"{name}.csv", rows)
     return {

@@ -47,7 +47,10 @@ def test_what_cannot_be_done_is_one_line_and_a_code(words: list[str], code: int,
     assert len(err.strip().splitlines()) == 1
 
 
-def test_an_address_in_place_of_a_file_does_not_give_its_password_away(capsys) -> None:
+def test_an_address_in_place_of_a_file_does_not_give_its_password_away(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert main(["report", "http://me:pa55word@mlflow.example/result.h5"]) == FAILED
     assert main(["report", "--outputt=http://mlflow.example/?pa55word"]) == USAGE
 
@@ -55,6 +58,7 @@ def test_an_address_in_place_of_a_file_does_not_give_its_password_away(capsys) -
     assert "http:/***@mlflow.example/result.h5" in err
     assert "http://mlflow.example/?***" in err
     assert "pa55word" not in err
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(usual_result: Path, tmp_path: Path, capsys) -> None:
