@@ -12,7 +12,6 @@ import pytest
 
 from hpcstress.folder import RunFolder
 from hpcstress.journal import HEADER_SIZE
-from hpcstress.plan import Plan
 from hpcstress.record import RECORD, Operation, Outcome
 from hpcstress.result import Result, Rows
 from tests.hosts.network import HOSTS, LOGIN, Network, address
@@ -24,9 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 RANKS = 8
 WHOLE = replace(SMALL, runs=(16, 32), timeout=30)
 # Users go on after a failure, and so the journals show when a host is there again.
-LASTING = Plan(
-    workload="log-batch", users=(16,), duration=12, repeats=1, warmup=0, sleep_time=0, timeout=1, think_time=0.02
-)
+LASTING = replace(SMALL, workload="log-batch", users=(16,), duration=12, think_time=0.2, timeout=2)
 
 
 def stored(folder: RunFolder, ranks: list[int], outcome: Outcome, after: int = 0) -> dict[int, int]:
