@@ -35,8 +35,8 @@ _SLOWER = 1.1
 class Parts(NamedTuple):
     """Hold where the time of the ranks went, as shares of it.
 
-    `server` is time in which a rank waited for answers, `generator` its CPU time, or the time in which requests were due
-    and none was under way where that is longer; `idle` the rest: the rank was done, or its users were thinking.
+    `server` is time in which a rank waited for answers, `generator` its CPU time, or, where that is longer, the time in
+    which requests were due and none was under way; `idle` the rest: the rank was done, or its users were thinking.
     """
 
     generator: float
@@ -93,25 +93,20 @@ class Curve:
     def sentence(self) -> str:
         """Say what comes of more ranks, and whether server or generator keeps it from being ideal."""
         first, last = self.points[0], self.points[-1]
-        words = (
-            f"{self.kind.capitalize()} scaling, {self.name}: {count(last.ranks, 'rank')} reach {last.efficiency:.0%} of "
-            f"the ideal that {count(first.ranks, 'rank')} set{'' if first.ranks > 1 else 's'}"
-        )
+        set_by = f"{count(first.ranks, 'rank')} set{'' if first.ranks > 1 else 's'}"
+        reached = f"{count(last.ranks, 'rank')} reach {last.efficiency:.0%} of the ideal that {set_by}"
+        words = f"{self.kind.capitalize()} scaling, {self.name}: {reached}"
         if last.efficiency >= _IDEAL:
             return f"{words}."
-        reasons = []
         if last.service > _SLOWER * first.service:
-            times = number(last.service / first.service)
-            reasons.append(
-                f"requests take {times} times as long ({seconds(last.service)} instead of {seconds(first.service)})"
+            words += (
+                f"; the median request takes {number(last.service / first.service)} times as long, "
+                f"{seconds(last.service)} instead of {seconds(first.service)}"
             )
-        for share, before, told in (
-            (last.parts.generator, first.parts.generator, "the generator itself takes {} of the ranks' time"),
-            (last.parts.idle, first.parts.idle, "ranks have nothing to do for {} of their time"),
-        ):
-            if share > before + 1 - _IDEAL:
-                reasons.append(f"{told.format(f'{share:.0%}')} instead of {before:.0%}")
-        return f"{words}: {', and '.join(reasons)}." if reasons else f"{words}."
+        return (
+            f"{words}. Of the ranks' time {last.parts.server:.0%} is waiting for the server, "
+            f"{last.parts.generator:.0%} the generator itself, {last.parts.idle:.0%} idle."
+        )
 
 
 def measured(frame: Frame, steps: Iterable[StepStatistics]) -> list[Measured]:
@@ -178,10 +173,9 @@ def _curves(kind: str, steps: list[Measured]) -> Iterator[Curve]:
             load = (Fraction(step.size, step.ranks), float(f"{rate:.9g}"))
             groups.setdefault((step.plan, step.users, step.variation, *load), []).append(step)
     several = len({step.plan for step in steps}) > 1
-    for group in groups.values():
-        points = _points(group)
-        if len(points) > 1:
-            yield Curve(kind, _name(kind, group[0], several=several), points)
+    found = [(group[0], points) for group in groups.values() if len(points := _points(group)) > 1]
+    for step, points in sorted(found, key=lambda of: (of[0].plan, of[0].variation, of[0].size / of[0].ranks)):
+        yield Curve(kind, _name(kind, step, several=several), points)
 
 
 def _points(group: list[Measured]) -> tuple[Point, ...]:
@@ -209,7 +203,9 @@ def _name(kind: str, step: Measured, *, several: bool) -> str:
         load = count(step.size, noun)
     else:
         of_each = Fraction(step.size, step.ranks)
-        load = f"{count(int(of_each), noun) if of_each.denominator == 1 else f'{number(float(of_each))} {noun}s'} per rank"
+        load = (
+            f"{count(int(of_each), noun) if of_each.denominator == 1 else f'{number(float(of_each))} {noun}s'} per rank"
+        )
         load += f" at {number(step.rate / step.ranks)} iterations/s" if step.rate else ""
     plan = dict(step.plan)
     which = [f"{plan.get('workload', '')} on {plan.get('uri') or plan.get('server', '')}"] if several else []

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis import figures, units
+from analysis import efficiency, figures, units
 from analysis.client_tax import calls_of, compare, pairs_of
-from analysis.efficiency import Measured, curves, measured, rows
 from analysis.figures import style
 from analysis.frame import Frame, read, see_that_each_is_another
 from analysis.gallery import Gallery
@@ -52,7 +51,11 @@ def write_report(results: Sequence[Path], folder: Path | None = None) -> Path:
         for number, path in enumerate(results, 1):
             home = folder if len(results) == 1 else folder / str(number)
             home.mkdir(parents=True, exist_ok=True)
-            sections.append(_section(path, home, str(home.relative_to(folder)), f"result-{number}", gallery))
+            sections.append(
+                _section(
+                    path, home, str(home.relative_to(folder)), f"result-{number}", gallery, several=len(results) > 1
+                )
+            )
         words = _template().render(
             sections=sections,
             taxes=_taxes([section["frame"] for section in sections], folder),
@@ -65,11 +68,14 @@ def write_report(results: Sequence[Path], folder: Path | None = None) -> Path:
 
 def _template() -> Any:
     return template(
-        PAGE, filters={"estimate": _estimate, "unbroken": _unbroken, "median": median}, interval=units.interval, varied=varied
+        PAGE,
+        filters={"estimate": _estimate, "unbroken": _unbroken, "median": median},
+        interval=units.interval,
+        varied=varied,
     )
 
 
-def _section(path: Path, home: Path, beside: str, anchor: str, gallery: Gallery) -> dict[str, Any]:
+def _section(path: Path, home: Path, beside: str, anchor: str, gallery: Gallery, *, several: bool) -> dict[str, Any]:
     frame = read(path)
     statistics = measure(frame)
     gallery.add(frame, statistics)
@@ -83,7 +89,7 @@ def _section(path: Path, home: Path, beside: str, anchor: str, gallery: Gallery)
         # Of several results the attempts would be too much, and all that is said of them has been said.
         "frame": replace(frame, attempts={}),
         "verdict": verdict,
-        "measured": measured(frame, statistics.steps),
+        "measured": efficiency.measured(frame, statistics.steps) if several else [],
         "steps": statistics.steps,
         "climb": statistics.climb,
         "users": frame.users,
@@ -115,14 +121,14 @@ def _taxes(frames: Sequence[Frame], folder: Path) -> list[dict[str, Any]]:
     return taxes
 
 
-def _scaling(steps: Sequence[Measured], folder: Path) -> dict[str, Any] | None:
+def _scaling(steps: Sequence[efficiency.Measured], folder: Path) -> dict[str, Any] | None:
     """Return what is told of results that differ in their numbers of ranks, nothing where none do."""
-    found = curves(steps)
+    found = efficiency.curves(steps)
     if not found:
         return None
     with style.context():
         picture = saved(figures.efficiency(found), folder / "efficiency.png")
-    write_csv(folder / "efficiency.csv", rows(found))
+    write_csv(folder / "efficiency.csv", efficiency.rows(found))
     return {"curves": found, "picture": picture}
 
 

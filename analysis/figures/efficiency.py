@@ -95,7 +95,9 @@ def _ranks_axis(axes: Axes, curves: Sequence[Curve]) -> None:
 
 def _percent_axis(axes: Axes, top: float) -> None:
     axes.set_ylim(0, top)
-    axes.yaxis.set_major_locator(FixedLocator([tick for tick in MaxNLocator(6).tick_values(0, top) if 0 <= tick <= top]))
+    axes.yaxis.set_major_locator(
+        FixedLocator([tick for tick in MaxNLocator(6).tick_values(0, top) if 0 <= tick <= top])
+    )
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g} %"))
 
 

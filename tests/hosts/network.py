@@ -51,9 +51,9 @@ class Network:
     keepers: dict[str, int]
     agent: Path
 
-    def inside(self, name: str) -> list[str]:
-        """Return what a command line begins with to run on a host."""
-        return ["nsenter", f"--target={self.keepers[name]}", *_NAMESPACES, f"--wdns={os.getcwd()}"]
+    def inside(self, name: str, cwd: Path = ROOT) -> list[str]:
+        """Return what a command line begins with to run on a host, in a folder that all hosts share."""
+        return ["nsenter", f"--target={self.keepers[name]}", *_NAMESPACES, f"--wdns={cwd}"]
 
     def call(self, name: str, command: str) -> str:
         """Run a line of shell on a host and return what it says."""
@@ -77,7 +77,7 @@ class Network:
     def launched(self, ranks: int, *words: str, cwd: Path, **environment: str) -> Iterator[Launched]:
         """Run Python on all hosts, started from the login node, with as many ranks on each."""
         where = ",".join(f"{name}:{ranks // len(HOSTS)}" for name in HOSTS)
-        command = [*self.inside(LOGIN)[:-1], f"--wdns={cwd}", MPIEXEC, "-launcher", "rsh"]
+        command = [*self.inside(LOGIN, cwd), MPIEXEC, "-launcher", "rsh"]
         command += ["-launcher-exec", str(self.agent), "-localhost", address(LOGIN), "-hosts", where]
         command += ["-n", str(ranks), sys.executable, *words]
         with launched_as(command, cwd=cwd, FI_TCP_IFACE="eth0", **environment) as job:
@@ -86,7 +86,7 @@ class Network:
     @contextmanager
     def serving(self, name: str, *words: str) -> Iterator[dict[str, str]]:
         """Run a fake MLflow server on a host; yield what a job has to know of it."""
-        command = [*self.inside(name)[:-1], f"--wdns={ROOT}", sys.executable, "-m", "tests.fake_mlflow"]
+        command = [*self.inside(name), sys.executable, "-m", "tests.fake_mlflow"]
         process = subprocess.Popen(
             mortal([*command, "--host", address(name), *words]), stdout=subprocess.PIPE, text=True, cwd=ROOT
         )
@@ -107,8 +107,8 @@ def network(folder: Path) -> Iterator[Network]:
         keepers = {name: stack.enter_context(_keeper()) for name in (LOGIN, *HOSTS)}
         made = Network(keepers, folder / "agent")
         # What hydra calls in place of rsh: HOST and then the words of a command line.
-        choices = "".join(f"{name}) shift; exec {shlex.join(made.inside(name)[:-1])} sh -c \"$*\";;\n" for name in HOSTS)
-        made.agent.write_text(f"#!/bin/sh\ncase $1 in\n{choices}esac\necho \"no host $1\" >&2; exit 1\n")
+        choices = "".join(f'{name}) shift; exec {shlex.join(made.inside(name)[:-1])} sh -c "$*";;\n' for name in HOSTS)
+        made.agent.write_text(f'#!/bin/sh\ncase $1 in\n{choices}esac\necho "no host $1" >&2; exit 1\n')
         made.agent.chmod(0o700)
         made.call(LOGIN, "ip link add switch type bridge && ip link set switch up && ip link set lo up")
         made.call(LOGIN, f"ip address add {address(LOGIN)}/24 dev switch")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +12,12 @@ import pytest
 
 from hpcstress.folder import RunFolder
 from hpcstress.journal import HEADER_SIZE
-from hpcstress.record import RECORD, Operation, Outcome
-from hpcstress.result import Result, Rows
-from tests.hosts.network import HOSTS, LOGIN, Network, address
+from hpcstress.plan import Plan
+from hpcstress.record import RECORD, Outcome
+from hpcstress.result import Result
+from tests.hosts.network import HOSTS, LOGIN, Network
 from tests.jobs import SMALL
-from tests.mpi.launch import until
+from tests.mpi.launch import Launched, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -26,7 +27,11 @@ WHOLE = replace(SMALL, runs=(16, 32), timeout=30)
 LASTING = replace(SMALL, workload="log-batch", users=(16,), duration=12, think_time=0.2, timeout=2)
 
 
-def stored(folder: RunFolder, ranks: list[int], outcome: Outcome, after: int = 0) -> dict[int, int]:
+def playing(network: Network, plan: Plan, cwd: Path, server: dict[str, str]) -> AbstractContextManager[Launched]:
+    return network.launched(RANKS, "-m", "tests.mpi.job", "job", plan.to_json(), cwd=cwd, **server)
+
+
+def stored(folder: RunFolder, ranks: list[int], outcome: Outcome) -> dict[int, int]:
     """Return how many attempts with an outcome are in the journals of ranks of a job that runs."""
     found = {}
     for rank in ranks:
@@ -39,17 +44,15 @@ def stored(folder: RunFolder, ranks: list[int], outcome: Outcome, after: int = 0
 
 def test_a_job_on_four_hosts_is_whole_and_goes_over_their_cables(network: Network, tmp_path: Path) -> None:
     before = {name: network.sent(name) for name in HOSTS}
-    with network.serving(LOGIN) as server:
-        with network.launched(RANKS, "-m", "tests.mpi.job", "job", WHOLE.to_json(), cwd=tmp_path, **server) as job:
-            assert job.end() == (0, "", "")
-            job.until_gone()
+    with network.serving(LOGIN) as server, playing(network, WHOLE, tmp_path, server) as job:
+        assert job.end() == (0, "", "")
+        job.until_gone()
     assert all(network.sent(name) - before[name] > 20_000 for name in HOSTS)
     with Result(tmp_path / "job" / "result.h5") as result:
         assert result.complete
         ranks = result.table("ranks")
         assert ranks["host"].tolist() == [name.encode() for name in HOSTS for _ in range(2)]
-        # A word between hosts takes longer than one through shared memory, which takes about a microsecond.
-        assert all(ranks["error_ns"][2:] > 0)
+        assert all(ranks["error_ns"][1:] > 0)
         audit = result.table("audit")
         assert audit["checked"].tolist() == audit["intact"].tolist() == [16, 32]
         assert {*result.attempts(["outcome"])["outcome"].tolist()} == {Outcome.ok}
@@ -65,22 +68,22 @@ def test_a_host_that_is_cut_off_for_a_while_fails_alone_and_comes_back(
     def all_have(outcome: Outcome, more_than: dict[int, int]) -> Callable[[], bool]:
         return lambda: all(number > more_than[rank] for rank, number in stored(folder, gone, outcome).items())
 
-    with network.serving(LOGIN) as server:
-        with network.launched(RANKS, "-m", "tests.mpi.job", "job", LASTING.to_json(), cwd=tmp_path, **server) as job:
-            none = dict.fromkeys(gone, 0)
-            until(all_have(Outcome.ok, none))
-            network.cut(lost)
-            try:
-                until(all_have(Outcome.timeout, none))
-                before = stored(folder, gone, Outcome.ok)
-            finally:
-                network.mend(lost)
-            until(all_have(Outcome.ok, before))
-            assert job.end() == (0, "", "")
-            job.until_gone()
+    none = dict.fromkeys(gone, 0)
+    with network.serving(LOGIN) as server, playing(network, LASTING, tmp_path, server) as job:
+        until(all_have(Outcome.ok, none))
+        network.cut(lost)
+        try:
+            until(all_have(Outcome.timeout, none))
+            before = stored(folder, gone, Outcome.ok)
+        finally:
+            network.mend(lost)
+        until(all_have(Outcome.ok, before))
+        assert job.end() == (0, "", "")
+        job.until_gone()
     with Result(folder.result) as result:
         assert result.complete
-        assert not result.notes or all("First failure" in note for note in result.notes)
+        assert all(note.startswith("First failure by ") for note in result.notes)
+        assert result.notes
         rows = result.attempts(["rank", "outcome"])
         failed = rows["outcome"] != Outcome.ok
         # It is seen on whose ranks, and nobody else had to suffer.
