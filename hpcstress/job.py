@@ -89,7 +89,13 @@ def run_job(
             "error_ns": before.error_ns,
             "import_seconds": import_seconds,
         }
-        journal = world.first_refusal(lambda: Journal(folder.journal(world.rank), world.rank, header))
+        try:
+            journal = world.first_refusal(lambda: _journal(folder, setup, environment, world.rank, header))
+        except Refusal:
+            folder.remove_local_journal(world.rank)
+            raise
+        # Who refuses before there is a row leaves nothing on the nodes, where nobody would look for it.
+        resources.callback(lambda: journal.length or folder.remove_local_journal(world.rank))
         with journal:
             way = world.first_refusal(lambda: _way(plan, setup, environment))
             # The token lives on in pauses, while rows are gathered and in the audit: it is renewed until the end.
@@ -111,7 +117,9 @@ def run_job(
         starts = world.collect(job.starts())
         troubles = world.collect(renewal.trouble)
         if books is None:
-            return world.tell(None)
+            code = world.tell(None)
+            folder.remove_local_journal(world.rank)
+            return code
         books.tables["ranks"] = rows
         books.settle(starts)
         books.notes += [*dict.fromkeys(filter(None, troubles))][:_TROUBLES]
@@ -123,7 +131,17 @@ def run_job(
             books.tables["server"] = [setup.server.samples()]
             books.heard_of(setup.server.events())
             books.server_ended(setup.server.obituary())
-        return world.tell(books.finish())
+        code = world.tell(books.finish())
+        folder.remove_local_journal(world.rank)
+        return code
+
+
+def _journal(
+    folder: RunFolder, setup: Setup, environment: Mapping[str, str], rank: int, header: Mapping[str, object]
+) -> Journal:
+    """Begin this rank's journal, where rank 0 has said that journals are."""
+    folder.keep_on_node(setup.facts.get("journals"), environment)
+    return Journal(folder.journal(rank), rank, header)
 
 
 def _way(plan: Plan, setup: Setup, environment: Mapping[str, str]) -> Dialer | str | None:

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpcstress.folder import RunFolder
+from hpcstress.errors import Refusal
+from hpcstress.folder import JOURNALS, RunFolder
 from hpcstress.journal import HEADER_SIZE
 from hpcstress.plan import Plan
 from hpcstress.record import RECORD, Outcome
+from hpcstress.recover import recover
 from hpcstress.result import Result
 from tests.hosts.network import HOSTS, LOGIN, Network
 from tests.jobs import SMALL
@@ -93,3 +95,48 @@ def test_a_host_that_is_cut_off_for_a_while_fails_alone_and_comes_back(
         audit = result.table("audit")
         assert audit["checked"].tolist() == audit["intact"].tolist()
         assert audit["checked"][0] > 0
+
+
+def test_journals_on_the_disks_of_the_hosts_are_gone_when_the_result_is_whole(network: Network, tmp_path: Path) -> None:
+    with network.serving(LOGIN) as server:
+        there = {**server, JOURNALS: "$PLACE", "PLACE": str(network.disk)}
+        with playing(network, WHOLE, tmp_path, there) as job:
+            assert job.end() == (0, "", "")
+            job.until_gone()
+    with Result(tmp_path / "job" / "result.h5") as result:
+        assert result.complete
+        assert result.facts["journals"] == f"$PLACE/hpcstress-{result.facts['session']}"
+    assert [network.call(name, f"ls {network.disk}") for name in HOSTS] == [""] * len(HOSTS)
+
+
+def test_after_a_death_they_are_brought_together_and_hold_every_row(network: Network, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "job")
+    plan = replace(LASTING, duration=60)
+
+    def row_count(name: str) -> int:
+        told = network.call(name, f"cat {network.disk}/hpcstress-*/*.rows 2>/dev/null | tr -d '\\0' | wc -c")
+        # More than two headers.
+        return int(told)
+
+    on_disk = {JOURNALS: str(network.disk)}
+    with network.serving(LOGIN) as server, playing(network, plan, tmp_path, {**server, **on_disk}) as job:
+        until(lambda: all(row_count(name) > 2 * HEADER_SIZE for name in HOSTS))
+        job.kill(job.process.pid)
+    assert [*folder.journals.iterdir()] == []
+    with pytest.raises(Refusal, match="each node has kept those of its ranks in ") as refusal:
+        recover(folder)
+    place = str(refusal.value).partition("'cp ")[2].partition("'")[0]
+    for name in HOSTS[:3]:
+        network.call(name, f"cp {place}")
+    # Of one host they are lost: that is told, and whose they were.
+    notes = recover(folder)
+    assert notes[0].startswith("Of 8 journals, 6 are here: each node has kept those of its ranks in ")
+    assert "Incomplete ranks: 0, 1, 2, 3, 4, 5, 6, 7 of 8." in notes[1]
+    folder.result.unlink()
+    network.call("h4", f"cp {place} && rm -r {network.disk}/*")
+    notes = recover(folder)
+    assert notes == ["Recovered from journals. Incomplete ranks: 0, 1, 2, 3, 4, 5, 6, 7 of 8."]
+    with Result(folder.result) as result:
+        assert {*result.attempts(["rank"])["rank"].tolist()} == {*range(RANKS)}
+    for name in HOSTS[:3]:
+        network.call(name, f"rm -r {network.disk}/*")
