@@ -45,8 +45,17 @@ _LOCAL = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
-# What a rank does in a step: 8 runs of 7 requests of 20 ms; most of the time it waits, as for a server.
-_PLAN = {"client": "null", "null_delay": 0.02, "repeats": 1, "warmup": 0, "sleep_time": 0}
+# A user on each rank, who waits for answers of 20 ms, or thinks: there is time to notice who is late.
+_PLAN = {
+    "client": "null",
+    "workload": "log-batch",
+    "duration": 3,
+    "think_time": 0.1,
+    "null_delay": 0.02,
+    "repeats": 1,
+    "warmup": 0,
+    "sleep_time": 0,
+}
 
 
 def measure(folder: Path, say: Say) -> Finding:
@@ -61,6 +70,7 @@ def measure(folder: Path, say: Say) -> Finding:
         "PSS MB": ("pss", 1e-6),
         "tell µs/rank": ("tell", 1e6),
         "collect µs/rank": ("collect", 1e6),
+        "beat µs": ("beat", 1e6),
         "clock ms/rank": ("offset", 1e3),
         "clock error µs": ("clock_error", 1e6),
         "empty gather ms/rank": ("gather_nothing", 1e3),
@@ -84,7 +94,7 @@ def measure(folder: Path, say: Say) -> Finding:
         notes=[
             "first request: from the start of mpiexec to the first request of any rank, a job's preparations included",
             f"rows/s: {_ROWS[1]:,} rows of each rank from its journal into the HDF5 file",
-            "lag: of the rank that is latest, while each waits for answers of 20 ms",
+            "lag: of the rank that is latest, while each has a user that waits for answers of 20 ms and thinks",
         ],
     )
 
@@ -131,10 +141,12 @@ def main(folder: Path) -> None:
         _together(ranks)
         found["collect"] = _timed(lambda: [ranks.collect(0) for _ in range(_WORDS)]) / _WORDS / others
         _together(ranks)
+        found["beat"] = _timed(lambda: _beat(ranks)) / _WORDS / others
+        _together(ranks)
         found["offset"] = _timed(ranks.offset) / others
         _together(ranks)
         found["gather_nothing"] = _timed(lambda: ranks.gather_rows(iter(()), _drop)) / others
-        plan = Plan(runs=(8 * ranks.size,), **_PLAN)  # type: ignore[arg-type]
+        plan = Plan(users=(ranks.size,), **_PLAN)  # type: ignore[arg-type]
         run_job(plan, ranks, RunFolder(folder / "job"), {}, Progress(), found["joined"])
         found["pss"] = _proportional_memory()
         sizes = [_gather(ranks, folder, rows) for rows in _ROWS]
@@ -150,6 +162,15 @@ def main(folder: Path) -> None:
 def _together(ranks: World) -> None:
     ranks.collect(None)
     ranks.tell(0)
+
+
+def _beat(ranks: World) -> None:
+    """Let every rank tell rank 0 some times how far it is, until rank 0 has heard it all."""
+    heard = {}
+    for number in range(_WORDS):
+        heard = ranks.beat(number)
+    while ranks.rank == 0 and heard != dict.fromkeys(range(ranks.size), _WORDS - 1):
+        heard = ranks.beat(_WORDS - 1)
 
 
 def _timed(act: Callable[[], object]) -> float:

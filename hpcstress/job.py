@@ -7,6 +7,7 @@ else; every step is gathered before the next begins; the result gets its name wh
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import time
 from collections import deque
@@ -59,6 +60,8 @@ _LEAD_PER_RANK_NS = 1_000_000
 _CLOCK_AGE_NS = 10_000_000_000
 _BEAT_SECONDS = 0.1
 _TROUBLES = 3
+# As many ranks may tell rank 0 in one pulse how far they are: it has a load of its own, and must not be late with it.
+_HEARD_AT_ONCE = 64
 
 
 def run_job(
@@ -142,6 +145,12 @@ def _journal(
     """Begin this rank's journal, where rank 0 has said that journals are."""
     folder.keep_on_node(setup.facts.get("journals"), environment)
     return Journal(folder.journal(rank), rank, header)
+
+
+def speaks(turn: int, rank: int, size: int) -> bool:
+    """Tell whether a rank says in a pulse how far it is: all in turn, where there are too many for each pulse."""
+    turns = -(-size // _HEARD_AT_ONCE)
+    return turn % turns == rank % turns
 
 
 def _way(plan: Plan, setup: Setup, environment: Mapping[str, str]) -> Dialer | str | None:
@@ -358,7 +367,12 @@ class Job:
         tally = Tally(owned)
         before = self.journal.requests
 
+        turns = itertools.count()
+
         def pulse(done: bool = False) -> bool:
+            urgent = done or self.stop.asked or self.books is not None
+            if not urgent and not speaks(next(turns), world.rank, world.size):
+                return self._asked_to_stop()
             word = Beat(
                 step.number,
                 tally.owned,
