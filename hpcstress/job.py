@@ -98,7 +98,7 @@ def run_job(
             folder.remove_local_journal(world.rank)
             raise
         # Who refuses before there is a row leaves nothing on the nodes, where nobody would look for it.
-        resources.callback(lambda: journal.length or folder.remove_local_journal(world.rank))
+        resources.callback(lambda: None if journal.length else folder.remove_local_journal(world.rank))
         with journal:
             way = world.first_refusal(lambda: _way(plan, setup, environment))
             # The token lives on in pauses, while rows are gathered and in the audit: it is renewed until the end.
@@ -120,7 +120,7 @@ def run_job(
         starts = world.collect(job.starts())
         troubles = world.collect(renewal.trouble)
         if books is None:
-            code = world.tell(None)
+            code: int = world.tell(None)
             folder.remove_local_journal(world.rank)
             return code
         books.tables["ranks"] = rows
