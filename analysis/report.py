@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 
-from analysis import figures, units
+from analysis import efficiency, figures, units
 from analysis.client_tax import calls_of, compare, pairs_of
 from analysis.figures import style
 from analysis.frame import Frame, read, see_that_each_is_another
@@ -49,20 +50,31 @@ def write_report(results: Sequence[Path], folder: Path | None = None) -> Path:
         sections, gallery = [], Gallery()
         for number, path in enumerate(results, 1):
             home = folder if len(results) == 1 else folder / str(number)
-            sections.append(_section(path, home, str(home.relative_to(folder)), f"result-{number}", gallery))
-        taxes = _taxes([section["frame"] for section in sections], folder)
-        words = _template().render(sections=sections, taxes=taxes, published=_published(gallery, folder))
+            sections.append(
+                _section(
+                    path, home, str(home.relative_to(folder)), f"result-{number}", gallery, several=len(results) > 1
+                )
+            )
+        words = _template().render(
+            sections=sections,
+            taxes=_taxes([section["frame"] for section in sections], folder),
+            scaling=_scaling([step for section in sections for step in section["measured"]], folder),
+            published=_published(gallery, folder),
+        )
         page.write_text(words, encoding="utf-8")
     return page
 
 
 def _template() -> Any:
     return template(
-        PAGE, filters={"estimate": _estimate, "unbroken": _unbroken}, interval=units.interval, varied=varied
+        PAGE,
+        filters={"estimate": _estimate, "unbroken": _unbroken, "median": median},
+        interval=units.interval,
+        varied=varied,
     )
 
 
-def _section(path: Path, home: Path, beside: str, anchor: str, gallery: Gallery) -> dict[str, Any]:
+def _section(path: Path, home: Path, beside: str, anchor: str, gallery: Gallery, *, several: bool) -> dict[str, Any]:
     frame = read(path)
     statistics = measure(frame)
     gallery.add(frame, statistics)
@@ -78,6 +90,7 @@ def _section(path: Path, home: Path, beside: str, anchor: str, gallery: Gallery)
         # Of several results the attempts would be too much, and all that is said of them has been said.
         "frame": replace(frame, attempts={}),
         "verdict": verdict,
+        "measured": efficiency.measured(frame, statistics.steps) if several else [],
         "steps": statistics.steps,
         "climb": statistics.climb,
         "users": frame.users,
@@ -107,6 +120,17 @@ def _taxes(frames: Sequence[Frame], folder: Path) -> list[dict[str, Any]]:
         write_csv(folder / f"client-tax-{number}.csv", map(flat, tax.pairs))
         taxes.append({"tax": tax, "calls": calls, "picture": picture, "names": (str(wire.path), str(stock.path))})
     return taxes
+
+
+def _scaling(steps: Sequence[efficiency.Measured], folder: Path) -> dict[str, Any] | None:
+    """Return what is told of results that differ in their numbers of ranks, nothing where none do."""
+    found = efficiency.curves(steps)
+    if not found:
+        return None
+    with style.context():
+        picture = saved(figures.efficiency(found), folder / "efficiency.png")
+    write_csv(folder / "efficiency.csv", efficiency.rows(found))
+    return {"curves": found, "picture": picture}
 
 
 def _pictures(frame: Frame, statistics: Statistics, home: Path) -> dict[str, str]:

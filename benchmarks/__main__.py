@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from benchmarks import machine
 from benchmarks.finding import NotMeasuredError
 
-NAMES = ("startup", "memory", "generators", "latency", "artifacts", "result")
+NAMES = ("startup", "memory", "generators", "latency", "artifacts", "result", "ranks")
 
 _QUIET_CORES = 0.1
 

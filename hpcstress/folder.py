@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import secrets
 import shutil
+import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hpcstress.errors import Refusal
+from hpcstress.errors import Refusal, UsageRefusal
 
 _SPARE_BYTES = 64 << 20
+# Where ranks keep their journals, if not in the folder of the job: a folder on each node.
+JOURNALS = "HPCSTRESS_JOURNALS"
 
 
 def default_path(workload: str, now: float) -> Path:
@@ -34,17 +38,40 @@ class RunFolder:
         self.journals = path / "journals"
         self.result = path / "result.h5"
         self.report = path / "report"
+        # The folder of this node that holds the journals of its ranks, where not all are in `journals`.
+        self.local: Path | None = None
         self._made: list[Path] = []
 
     def journal(self, rank: int) -> Path:
-        """Return the path of a rank's journal."""
-        return self.journals / f"rank-{rank:06d}.rows"
+        """Return the path of a rank's journal while the job runs."""
+        return (self.local or self.journals) / _name(rank)
 
     def journal_files(self) -> dict[int, Path]:
         """Return the journals that are there by rank, in the order of the ranks."""
-        names = [re.fullmatch("rank-([0-9]+)[.]rows", path.name) for path in self.journals.glob("rank-*.rows")]
-        ranks = sorted(int(name[1]) for name in names if name)
-        return {rank: self.journal(rank) for rank in ranks if self.journal(rank).exists()}
+        found: dict[int, Path] = {}
+        for place in filter(None, (self.local, self.journals)):
+            names = [re.fullmatch("rank-([0-9]+)[.]rows", path.name) for path in place.glob("rank-*.rows")]
+            ranks = [int(name[1]) for name in names if name]
+            found |= {rank: place / _name(rank) for rank in ranks if (place / _name(rank)).exists()}
+        return dict(sorted(found.items()))
+
+    def keep_on_node(self, place: str | None, environment: Mapping[str, str]) -> None:
+        """Let this node's ranks keep their journals in a folder of the node, which may be made; None for no other."""
+        if place is None:
+            return
+        # A node's own variables: some have a folder of its own for each job.
+        self.local = Path(_expanded(place, environment))
+        try:
+            # Others may write where it is: it is this user's alone, and no link to somewhere else.
+            self.local.mkdir(mode=0o700, exist_ok=True)
+            told = self.local.lstat()
+            if stat.S_ISLNK(told.st_mode) or told.st_uid != os.geteuid():
+                raise PermissionError(errno.EPERM, "it is somebody else's")
+        except OSError as error:
+            raise Refusal(
+                f"The folder {self.local.parent} for journals cannot be written ({error.strerror}): "
+                f"let {JOURNALS} name one that each node has, or leave it out."
+            ) from None
 
     def create(self, bytes_needed: int) -> None:
         """Make the folder; refuse one that holds a job already, cannot be written, or has no room for the rows."""
@@ -136,6 +163,13 @@ class RunFolder:
                 path.unlink()
             self.journals.rmdir()
 
+    def remove_local_journal(self, rank: int) -> None:
+        """Remove a rank's journal from its node; the node's last rank removes their folder."""
+        if self.local is not None:
+            with suppress(OSError):
+                self.journal(rank).unlink(missing_ok=True)
+                self.local.rmdir()
+
     def remove(self) -> None:
         """Remove what `create` has made; folders that were there before stay, and so do somebody's other files."""
         while self._made:
@@ -145,6 +179,25 @@ class RunFolder:
                     path.unlink()
                 else:
                     path.rmdir()
+
+
+def node_place(session: str, environment: Mapping[str, str]) -> str | None:
+    """Return the folder in which each node is to keep its journals of a session, None if that is the job's.
+
+    Variables in it stay as they are: a node's may have other values.
+    """
+    told = environment.get(JOURNALS, "")
+    if told and not _expanded(told, environment).startswith("/"):
+        raise UsageRefusal(f"{JOURNALS}: {told!r} is no folder that a node knows: give a path that begins with /.")
+    return f"{told.rstrip('/')}/hpcstress-{session}" if told else None
+
+
+def _expanded(place: str, environment: Mapping[str, str]) -> str:
+    return re.sub(r"[$](\w+|[{]\w+[}])", lambda name: environment.get(name[1].strip("{}"), name[0]), place)
+
+
+def _name(rank: int) -> str:
+    return f"rank-{rank:06d}.rows"
 
 
 def open_files_limit() -> int:

@@ -7,6 +7,7 @@ else; every step is gathered before the next begins; the result gets its name wh
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import time
 from collections import deque
@@ -59,6 +60,8 @@ _LEAD_PER_RANK_NS = 1_000_000
 _CLOCK_AGE_NS = 10_000_000_000
 _BEAT_SECONDS = 0.1
 _TROUBLES = 3
+# As many ranks may tell rank 0 in one pulse how far they are: it has a load of its own, and must not be late with it.
+_HEARD_AT_ONCE = 64
 
 
 def run_job(
@@ -89,7 +92,13 @@ def run_job(
             "error_ns": before.error_ns,
             "import_seconds": import_seconds,
         }
-        journal = world.first_refusal(lambda: Journal(folder.journal(world.rank), world.rank, header))
+        try:
+            journal = world.first_refusal(lambda: _journal(folder, setup, environment, world.rank, header))
+        except Refusal:
+            folder.remove_local_journal(world.rank)
+            raise
+        # Who refuses before there is a row leaves nothing on the nodes, where nobody would look for it.
+        resources.callback(lambda: None if journal.length else folder.remove_local_journal(world.rank))
         with journal:
             way = world.first_refusal(lambda: _way(plan, setup, environment))
             # The token lives on in pauses, while rows are gathered and in the audit: it is renewed until the end.
@@ -111,7 +120,9 @@ def run_job(
         starts = world.collect(job.starts())
         troubles = world.collect(renewal.trouble)
         if books is None:
-            return world.tell(None)
+            code: int = world.tell(None)
+            folder.remove_local_journal(world.rank)
+            return code
         books.tables["ranks"] = rows
         books.settle(starts)
         books.notes += [*dict.fromkeys(filter(None, troubles))][:_TROUBLES]
@@ -123,7 +134,23 @@ def run_job(
             books.tables["server"] = [setup.server.samples()]
             books.heard_of(setup.server.events())
             books.server_ended(setup.server.obituary())
-        return world.tell(books.finish())
+        code = world.tell(books.finish())
+        folder.remove_local_journal(world.rank)
+        return code
+
+
+def _journal(
+    folder: RunFolder, setup: Setup, environment: Mapping[str, str], rank: int, header: Mapping[str, object]
+) -> Journal:
+    """Begin this rank's journal, where rank 0 has said that journals are."""
+    folder.keep_on_node(setup.facts.get("journals"), environment)
+    return Journal(folder.journal(rank), rank, header)
+
+
+def speaks(turn: int, rank: int, size: int) -> bool:
+    """Tell whether a rank says in a pulse how far it is: all in turn, where there are too many for each pulse."""
+    turns = -(-size // _HEARD_AT_ONCE)
+    return turn % turns == rank % turns
 
 
 def _way(plan: Plan, setup: Setup, environment: Mapping[str, str]) -> Dialer | str | None:
@@ -340,7 +367,12 @@ class Job:
         tally = Tally(owned)
         before = self.journal.requests
 
+        turns = itertools.count()
+
         def pulse(done: bool = False) -> bool:
+            urgent = done or self.stop.asked or self.books is not None
+            if not urgent and not speaks(next(turns), world.rank, world.size):
+                return self._asked_to_stop()
             word = Beat(
                 step.number,
                 tally.owned,

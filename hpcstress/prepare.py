@@ -25,7 +25,7 @@ from hpcstress.clients.requests import create_run_body
 from hpcstress.content import SESSION_TAG, SHARED_TAG, STEP_TAG
 from hpcstress.errors import UsageRefusal
 from hpcstress.estimate import estimate
-from hpcstress.folder import RunFolder
+from hpcstress.folder import RunFolder, node_place
 from hpcstress.plan import USUAL_SERVER, Plan
 from hpcstress.prefill import Ground, find
 from hpcstress.preflight import Experiment, check_open_files, check_ranks, find_experiment, sign_in
@@ -80,6 +80,7 @@ def prepare(
     check_ranks(plan, world.size)
     told = estimate(plan)
     watched = reach(plan, environment)
+    node_place("", environment)
     # MLflow's client has a file open for what it uploads, too.
     check_open_files(told.connections * (2 if plan.client == "stock" else 1), world.size)
     folder.create(told.journal_bytes)
@@ -87,6 +88,8 @@ def prepare(
         setup = _reach(plan, environment, progress, resources, stop)
         stop.check()
         setup.facts |= _facts(world, environment)
+        if place := node_place(setup.session, environment):
+            setup.facts["journals"] = place
         if watched is not None:
             setup.prometheus, setup.facts["prometheus"] = watched, watched.facts
         folder.write_plan(plan.to_toml())

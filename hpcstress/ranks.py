@@ -28,7 +28,7 @@ from hpcstress.watch import Watch
 
 T = TypeVar("T")
 
-_SENDERS_AT_ONCE = 4
+_SENDERS_AT_ONCE = 32
 _QUESTIONS = 32
 _LAST_WORDS_SECONDS = 0.3
 _UNHEARD_WORDS = 100

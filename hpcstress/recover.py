@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,17 +32,19 @@ def recover(folder: RunFolder) -> list[str]:
     """Write the result of a job from its journals, with every row that was stored; return what is to be said of it."""
     if folder.result.exists():
         raise Refusal(f"{folder.result} is there already, nothing has to be recovered.")
+    log = _read_log(folder)
+    nodes = _on_nodes(folder, log.facts.get("journals"))
     files = folder.journal_files()
     if not files:
         raise Refusal(
-            f"There is no journal in {folder.journals}: give the output folder of a job that was interrupted."
+            f"There is no journal in {folder.journals}: "
+            f"{nodes or 'give the output folder of a job that was interrupted.'}"
         )
     if any(held(path) for path in (*files.values(), *folder.unfinished())):
         raise Refusal(
             f"The job in {folder.path} is still running: wait until it ends, or end it, then recover it. "
             "If its machine has died, recover a copy of the folder."
         )
-    log = _read_log(folder)
     plan, notes = _plan(folder, log.plan)
     if not log.facts:
         notes.append(f"{folder.log} does not say what the job was: steps are known from their rows alone.")
@@ -69,6 +74,8 @@ def recover(folder: RunFolder) -> list[str]:
             if journal.header:
                 size = max(size, int(journal.header.get("ranks", 1)))
                 ranks.append(rank_row(rank, journal.header, complete=journal.complete))
+        if nodes and len(files) < size:
+            notes.append(f"Of {size} journals, {len(files)} are here: {nodes}")
         if len(complete) < size:
             notes.append(f"Recovered from journals. Incomplete ranks: {_listed(size, complete)} of {size}.")
         else:
@@ -83,6 +90,17 @@ def recover(folder: RunFolder) -> list[str]:
     folder.remove_unfinished()
     sweep()
     return notes
+
+
+def _on_nodes(folder: RunFolder, place: object) -> str:
+    """Look for journals in the nodes' own folder, too, if this is such a node; return how to bring them together."""
+    if not isinstance(place, str) or not re.fullmatch(r"/.*/hpcstress-[0-9a-f]+|[$].*/hpcstress-[0-9a-f]+", place):
+        return ""
+    folder.local = Path(os.path.expandvars(place))
+    return (
+        f"each node has kept those of its ranks in {place}. Copy them together before you recover, such as by "
+        f"`srun --ntasks-per-node=1 sh -c 'cp {place}/*.rows {folder.journals.absolute()}'` on the job's nodes."
+    )
 
 
 def _plan(folder: RunFolder, logged: str) -> tuple[str, list[str]]:

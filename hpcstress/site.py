@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcstress.errors import UsageRefusal
+from hpcstress.folder import JOURNALS
 from hpcstress.quantity import nearest, read_count, read_text
 
 _NAME = re.compile(r"[a-z][a-z-]*")
@@ -28,6 +29,7 @@ class Site:
     proxy: str = ""
     python: str = ""
     cores_per_node: int = 0
+    journals: str = ""
     setup: tuple[str, ...] = ()
     sbatch: dict[str, str | bool] = field(default_factory=dict)
 
@@ -43,6 +45,9 @@ class Site:
             lines.append("export " + " ".join(f"{name}={shlex.quote(value)}" for name, value in told.items()))
         if self.proxy:
             lines += [f"export {name}=${{{name}:-{shlex.quote(self.proxy)}}}" for name in ("HTTP_PROXY", "HTTPS_PROXY")]
+        if self.journals:
+            # Each node puts in what its own variables say.
+            lines.append(f"export {JOURNALS}=${{{JOURNALS}:-{shlex.quote(self.journals)}}}")
         return [*lines, *self.setup]
 
 

@@ -688,9 +688,10 @@ class _Connection(asyncio.Protocol):
 class Listener:
     """Give a server a port: answer, late or never, as its faults say."""
 
-    def __init__(self, server: FakeMlflow, port: int = 0) -> None:
+    def __init__(self, server: FakeMlflow, port: int = 0, host: str = "127.0.0.1") -> None:
         self._server = server
         self._port = port
+        self._host = host
         self._taken = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self.connections: set[_Connection] = set()
@@ -698,9 +699,9 @@ class Listener:
     async def open(self) -> None:
         """Listen; the second time at the same port."""
         loop = asyncio.get_running_loop()
-        self._listening = await loop.create_server(lambda: _Connection(self), "127.0.0.1", self._port, backlog=1024)
+        self._listening = await loop.create_server(lambda: _Connection(self), self._host, self._port, backlog=1024)
         self._port = self._listening.sockets[0].getsockname()[1]
-        self._server.uri = f"http://127.0.0.1:{self._port}"
+        self._server.uri = f"http://{self._host}:{self._port}"
 
     def close(self) -> None:
         """Be gone at once, with every connection."""
@@ -801,6 +802,7 @@ def main() -> None:
     """Serve until this process is ended."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--tally", type=Path)
     for switch in fields(Faults):
         kind = type(switch.default)
@@ -810,7 +812,7 @@ def main() -> None:
     server = FakeMlflow(faults, os.environ.get("FAKE_MLFLOW_PASSWORD"), told["tally"])
 
     async def run() -> None:
-        await Listener(server, told["port"]).open()
+        await Listener(server, told["port"], told["host"]).open()
         print(server.uri, flush=True)
         await asyncio.Event().wait()
 

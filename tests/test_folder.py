@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from hpcstress.errors import Refusal
-from hpcstress.folder import RunFolder, default_path, open_files_limit
+from hpcstress.errors import Refusal, UsageRefusal
+from hpcstress.folder import JOURNALS, RunFolder, default_path, node_place, open_files_limit
 from tests.disk import full_beyond
 
 MIB = 1 << 20
@@ -331,3 +331,60 @@ def test_events_are_json_for_other_programs(folder: RunFolder) -> None:
     folder.create(0)
     folder.note("audit", step=1)
     assert json.loads(folder.log.read_text()) == {"event": "audit", "step": 1}
+
+
+# Journals on the nodes.
+
+
+def test_a_node_keeps_journals_where_its_own_variables_say(folder: RunFolder, tmp_path: Path) -> None:
+    place = node_place("abc123", {JOURNALS: "${DISK}/jobs/", "DISK": "/elsewhere"})
+    assert place == "${DISK}/jobs/hpcstress-abc123"
+    (tmp_path / "jobs").mkdir()
+    folder.keep_on_node(place, {"DISK": str(tmp_path)})
+    assert folder.journal(7) == tmp_path / "jobs" / "hpcstress-abc123" / "rank-000007.rows"
+    assert folder.journal(7).parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_without_the_variable_they_are_in_the_folder_of_the_job(folder: RunFolder) -> None:
+    assert node_place("abc123", {}) is node_place("abc123", {JOURNALS: ""}) is None
+    folder.keep_on_node(None, {})
+    assert folder.journal(7).parent == folder.journals
+
+
+def test_a_place_that_is_no_absolute_path_is_refused() -> None:
+    for told in ("tmp", "$NOBODY/tmp", "."):
+        with pytest.raises(UsageRefusal, match="is no folder that a node knows"):
+            node_place("abc123", {JOURNALS: told})
+
+
+def test_a_node_without_that_folder_refuses_and_so_does_one_where_it_is_somebody_elses(
+    folder: RunFolder, tmp_path: Path
+) -> None:
+    with pytest.raises(Refusal, match="No such file or directory"):
+        folder.keep_on_node(str(tmp_path / "none" / "hpcstress-abc"), {})
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "hpcstress-abc").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(Refusal, match="it is somebody else's"):
+        folder.keep_on_node(str(tmp_path / "hpcstress-abc"), {})
+
+
+def test_a_nodes_last_journal_takes_their_folder_with_it(folder: RunFolder, tmp_path: Path) -> None:
+    folder.create(0)
+    folder.keep_on_node(str(tmp_path / "hpcstress-abc"), {})
+    for rank in (3, 4):
+        folder.journal(rank).write_bytes(b"")
+    (folder.journals / "rank-000001.rows").write_bytes(b"")
+    assert [*folder.journal_files()] == [1, 3, 4]
+    folder.remove_local_journal(3)
+    assert [*folder.journal_files()] == [1, 4]
+    folder.remove_local_journal(4)
+    assert not (tmp_path / "hpcstress-abc").exists()
+    folder.remove_local_journal(4)
+
+
+def test_what_was_copied_from_a_node_goes_before_what_lies_there(folder: RunFolder, tmp_path: Path) -> None:
+    folder.create(0)
+    folder.keep_on_node(str(tmp_path / "hpcstress-abc"), {})
+    folder.journal(3).write_bytes(b"")
+    (folder.journals / "rank-000003.rows").write_bytes(b"")
+    assert folder.journal_files() == {3: folder.journals / "rank-000003.rows"}

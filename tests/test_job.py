@@ -21,7 +21,7 @@ from hpcstress import servers, tokens
 from hpcstress.clocks import Offset
 from hpcstress.errors import Refusal
 from hpcstress.folder import RunFolder
-from hpcstress.job import run_job
+from hpcstress.job import run_job, speaks
 from hpcstress.plan import Plan, from_toml
 from hpcstress.progress import Progress
 from hpcstress.ranks import World
@@ -610,3 +610,11 @@ def test_all_of_a_plan_can_be_played_by_the_null_client(tmp_path: Path) -> None:
     assert play(tmp_path / "job", plan, {}) == 0
     with Result(tmp_path / "job" / "result.h5") as result:
         assert len(requests(result)) == 2 * (1 + 3 + 2 + 3 + 2)
+
+
+@pytest.mark.parametrize("size", [1, 2, 64, 65, 128, 1000, 10_000])
+def test_few_ranks_say_at_a_time_how_far_they_are_and_each_does_in_turn(size: int) -> None:
+    turns = -(-size // 64)
+    heard = [[rank for rank in range(size) if speaks(turn, rank, size)] for turn in range(5, 5 + turns)]
+    assert max(map(len, heard)) <= 64
+    assert sorted(rank for ranks in heard for rank in ranks) == [*range(size)]

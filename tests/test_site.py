@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -123,3 +124,12 @@ def test_a_hostile_value_stays_a_value(tmp_path: Path) -> None:
 def test_a_profile_is_part_of_an_installed_package() -> None:
     assert (Path(site.__file__).parent / "sites" / "generic.toml").is_file()
     assert '"sites/*.toml"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_journals_of_a_site_are_where_its_nodes_variables_say_unless_somebody_says_otherwise() -> None:
+    line = read('journals = "$TMPDIR"', "mine").preamble()[-1]
+    assert line == "export HPCSTRESS_JOURNALS=${HPCSTRESS_JOURNALS:-'$TMPDIR'}"
+    script = f"{line}; printenv HPCSTRESS_JOURNALS"
+    for before, after in (({}, "$TMPDIR\n"), ({"HPCSTRESS_JOURNALS": "/disk"}, "/disk\n")):
+        environment = {"PATH": os.environ["PATH"], "TMPDIR": "/here", **before}
+        assert subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True).stdout == after

@@ -2,6 +2,7 @@
 
 from analysis.figures import mantik, matrix, rivals, servers
 from analysis.figures.capacity import scaling
+from analysis.figures.efficiency import efficiency
 from analysis.figures.generator import health
 from analysis.figures.history import timeline
 from analysis.figures.latency import operations, percentiles
@@ -12,6 +13,7 @@ from analysis.figures.usage import usage
 __all__ = [
     "Picture",
     "client_tax",
+    "efficiency",
     "health",
     "mantik",
     "matrix",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -62,6 +63,19 @@ def every_row_comes_to_rank_0_in_pieces_of_bounded_size(world: World) -> None:
             sent = [piece for piece in _pieces(scene, rank) if len(piece)]
             # The pieces of one rank keep their order.
             assert [piece.tobytes() for piece in mine] == [piece.tobytes() for piece in sent]
+
+
+def rank_0_stays_small_while_many_rows_arrive(world: World) -> None:
+    def rows(pieces: int) -> Iterator[np.ndarray[Any, Any]]:
+        for _ in range(pieces):
+            yield np.ones(_PIECE, RECORD)
+
+    grown = []
+    for pieces in (1, 1, 12):
+        world.gather_rows(rows(pieces), lambda _: None)
+        grown.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    # Twelve times as much, of which less than one more of each rank is ever there.
+    assert grown[2] - grown[1] < _PIECE * RECORD.itemsize * max(2, world.size)
 
 
 def rows_are_asked_for_before_they_are_made(world: World) -> None:
@@ -165,6 +179,7 @@ BODIES: dict[str, Callable[[World], None]] = {
         rank_0_hears_everybody_in_the_order_of_the_ranks,
         each_gets_its_own,
         every_row_comes_to_rank_0_in_pieces_of_bounded_size,
+        rank_0_stays_small_while_many_rows_arrive,
         rows_are_asked_for_before_they_are_made,
         the_clocks_of_one_machine_agree_within_the_error,
         a_refusal_on_any_rank_is_everybodys,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcstress.ranks import World
+from hpcstress.ranks import _SENDERS_AT_ONCE, World
 from tests.mpi.bodies import BODIES
 from tests.mpi.launch import launched, launched_as
 
@@ -29,9 +29,13 @@ def test_in_any_world(tmp_path: Path, body: str, ranks: int) -> None:
 
 
 @pytest.mark.slow
-def test_rows_come_from_more_ranks_than_may_send_at_a_time(tmp_path: Path) -> None:
-    body = "every_row_comes_to_rank_0_in_pieces_of_bounded_size"
-    with launched(7, "-m", "tests.mpi.bodies", body, "7", cwd=tmp_path) as job:
+@pytest.mark.parametrize(
+    "body",
+    ["every_row_comes_to_rank_0_in_pieces_of_bounded_size", "rank_0_stays_small_while_many_rows_arrive"],
+)
+def test_rows_come_from_more_ranks_than_may_send_at_a_time(tmp_path: Path, body: str) -> None:
+    ranks = str(_SENDERS_AT_ONCE + 3)
+    with launched(int(ranks), "-m", "tests.mpi.bodies", body, ranks, cwd=tmp_path) as job:
         assert job.end() == (0, "it holds\n", "")
 
 
