@@ -39,9 +39,10 @@ system:
 run: setup
 	@$(LOCAL_MPI) $(BIN)/mpiexec -n $(RANKS) $(BIN)/python -m hpcstress $(ARGS)
 
-# Everything that the project checks.
+# Everything that the project checks: what is quick on all cores, what takes a whole machine one after the other.
 test: lint system
-	$(BIN)/python -m pytest -n auto --dist loadgroup
+	$(BIN)/python -m pytest -n auto -m 'not slow'
+	$(BIN)/python -m pytest -m slow
 
 # No real servers, no MPI, and fewer examples of each law: two to three minutes on two cores.
 quick: setup

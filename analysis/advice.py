@@ -55,9 +55,14 @@ ADVICE: dict[Outcome, Advice] = {
         "a gateway had no server that could answer",
         "give the servers behind it more workers, and the gateway a longer time to wait for them",
     ),
+    Outcome.disk_full: Advice(
+        "the disk of the server was full",
+        "free some of it, or give the server another disk; one that was started with --server keeps its data in TMPDIR",
+    ),
     Outcome.server_error: Advice(
         "the server failed inside",
-        "read the reason in its log; a locked SQLite database calls for PostgreSQL",
+        "read the reason in the notes of this result or in its log: its disk may be full, and a locked SQLite database "
+        "calls for PostgreSQL",
     ),
     Outcome.malformed: Advice(
         "answers came that are not MLflow's",

@@ -97,13 +97,18 @@ class Answer:
         """Tell whether there is a ratio."""
         return not math.isnan(self.ratio.value)
 
+    @property
+    def praises_failures(self) -> bool:
+        """Tell whether the ratio speaks for the server that fails more often."""
+        return self.question.failing == int(self.ratio.value > 1)
+
     def swapped(self) -> Answer:
         """Return what is said when the first server is spoken of, and not the second one."""
         low, value, high = self.ratio
         verdict = {Verdict.faster: Verdict.slower, Verdict.slower: Verdict.faster}.get(self.verdict, self.verdict)
-        question = replace(
-            self.question, numbers=self.question.numbers[::-1], failures=self.question.failures[::-1], failing=None
-        )
+        asked = self.question
+        failing = None if asked.failing is None else 1 - asked.failing
+        question = replace(asked, numbers=asked.numbers[::-1], failures=asked.failures[::-1], failing=failing)
         return replace(self, question=question, ratio=Interval(*map(_inverse, (high, value, low))), verdict=verdict)
 
 

@@ -42,14 +42,14 @@ class Outage:
 def outages(frame: Frame, origin: float) -> tuple[Outage, ...]:
     """Return every death of a part, at seconds since an instant that is given in seconds since 1970."""
     events = [(float(row["time"]), _text(row["part"]), _text(row["told"])) for row in frame.events]
-    deaths = [event for event in events if event[2].startswith(("was killed", "ended"))]
+    deaths = [event for event in events if event[2].startswith(("was killed", "ended", "lost its guard"))]
     return tuple(_outage(frame, death, _about(death[1], events), origin) for death in deaths)
 
 
 def sentences(frame: Frame) -> list[str]:
     """Say of every death of a part what it did to the job."""
     began = frame.steps["began"][np.isfinite(frame.steps["began"])]
-    return [_sentence(outage, frame) for outage in outages(frame, float(began.min()) if len(began) else 0.0)]
+    return [_sentence(outage, frame) for outage in outages(frame, float(began.min()) if len(began) else math.inf)]
 
 
 def _text(name: Any) -> str:
@@ -109,7 +109,8 @@ def _longest(before: Values, after: Values, end: float) -> tuple[float, float, f
 
 
 def _sentence(outage: Outage, frame: Frame) -> str:
-    words = [f"At {seconds(outage.time)} {plain(outage.part)} {plain(outage.told)}."]
+    when = f"At {seconds(outage.time)}" if outage.time >= 0 else "Before the first step"
+    words = [f"{when} {plain(outage.part)} {plain(outage.told)}."]
     words += [f"{plain(who).capitalize()} {plain(told)}, {_later(after)}." for after, who, told in outage.noticed]
     if outage.step < 0:
         return " ".join([*words, "No step was under way."])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,14 @@ from analysis.statistics import OperationStatistics, Statistics, StepStatistics,
 from analysis.units import plain
 from analysis.verdict import measurement
 from hpcstress.errors import UsageRefusal
-from hpcstress.plan import Rung
+from hpcstress.plan import USUAL_SERVER, Rung
 from hpcstress.quantity import Scalar
 from hpcstress.rounds import find, is_comparison
 
 _RESULT = "result.h5"
+_LONGEST_TEXT = 1000
+# A picture cuts what has more than 48 signs (`style.text`), and there may be a number at the end.
+_LONGEST_NAME = 44
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,24 @@ def rivals_of(paths: Sequence[Path]) -> list[Rival]:
         rounds.setdefault(name, []).append(one)
     if len(rounds) < 2:
         raise UsageRefusal("There is one server only: give results of at least two, or two paths of one.")
-    return [Rival(plain(name, 60), tuple(of)) for name, of in rounds.items()]
+    return [Rival(name, tuple(of)) for name, of in zip(told_apart(rounds), rounds.values(), strict=True)]
+
+
+def told_apart(names: Iterable[str]) -> list[str]:
+    """Return names as one line each, no two of them alike, of which a picture shows all.
+
+    Long ones lose their middle: servers differ in their first words, in their last options, or by a number at the end.
+    """
+    found: list[str] = []
+    for name in names:
+        line = plain(name, _LONGEST_TEXT)
+        short = told = line if len(line) <= _LONGEST_NAME else f"{line[:20]}…{line[-23:]}"
+        number = 1
+        while told in found:
+            number += 1
+            told = f"{short} #{number}"
+        found.append(told)
+    return found
 
 
 def _results(path: Path) -> list[tuple[str, int | None, Path]]:
@@ -151,8 +171,8 @@ def _results(path: Path) -> list[tuple[str, int | None, Path]]:
 
 def _name(frame: Frame) -> str:
     """Return the text by which a server was started, else what it is called."""
-    text, server = str(frame.plan.get("server", "")), frame.facts.get("server")
-    return text if text and isinstance(server, Mapping) else server_label(frame.facts)
+    started = isinstance(frame.facts.get("server"), Mapping)
+    return str(frame.plan.get("server") or USUAL_SERVER) if started else server_label(frame.facts)
 
 
 def _short(path: Path, among: Sequence[Path]) -> str:

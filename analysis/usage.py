@@ -116,7 +116,8 @@ def _told(prometheus: Rows, origin: float, suffix: str) -> Iterator[Usage]:
         fields = {field: np.full(len(times), math.nan) for field in _FIELDS.values()}
         for query, field in _FIELDS.items():
             of = mine[mine["query"] == query.encode()]
-            fields[field][np.searchsorted(times, of["time"])] = of["value"]
+            # Nothing is used less than not at all: what a Prometheus tells below 0 is not known.
+            fields[field][np.searchsorted(times, of["time"])] = np.where(of["value"] >= 0, of["value"], math.nan)
         yield Usage(part=_name(labels) + suffix, time=times - origin, **fields)
 
 

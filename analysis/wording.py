@@ -30,11 +30,14 @@ def headline(pair: Pair, climbed: Climb) -> str:
     if not [answer for answer in pair.answers if answer.compared]:
         return f"{first} and {second} have nothing in common that could be compared."
     if min(pair.rounds) < LEAST:
-        apart = sorted(operations, key=lambda answer: -abs(math.log(answer.ratio.value)))[:_FEW]
+        fair = [answer for answer in operations if not answer.praises_failures]
+        apart = sorted(fair, key=lambda answer: -abs(math.log(answer.ratio.value)))[:_FEW]
         seen = [f"{factor(answer.ratio.value)} times as fast in {answer.question.subject}" for answer in apart]
         return (
             f"Nothing is decided between {first} and {second}, because nobody knows how much rounds differ of which "
-            f"there are fewer than {LEAST}." + (f" What there is shows {second} {', '.join(seen)}." if seen else "")
+            f"there are fewer than {LEAST}."
+            + (f" What there is shows {second} {', '.join(seen)}." if seen else "")
+            + "".join(_failing(pair))
         )
     found = Counter(answer.verdict for answer in operations)
     of, rest = count(len(operations), "operation"), []
@@ -47,6 +50,16 @@ def headline(pair: Pair, climbed: Climb) -> str:
         rest.append(f"Neither {first} nor {second} is surely faster in any of {of}")
     rest += [f"{found[verdict]} {are}" for verdict, are in _ARE.items() if found[verdict]]
     return f"{'; '.join(rest)}.{_throughput(pair, climbed)}"
+
+
+def _failing(pair: Pair) -> Iterator[str]:
+    """Say of each server in which operations it fails more often than the other."""
+    asked = [answer.question for answer in pair.operations]
+    for place, rival in enumerate((pair.first, pair.second)):
+        found = [one.subject for one in asked if worse([of.share for of in one.failures]) == place]
+        if found:
+            more = f" and {count(len(found) - _FEW, 'more operation')}" if len(found) > _FEW else ""
+            yield f" {rival.name} fails more often in {', '.join(found[:_FEW])}{more}."
 
 
 def _spoken_of(pair: Pair) -> Pair:

@@ -28,7 +28,7 @@ from hpcstress.errors import (
     while_read,
 )
 from hpcstress.launcher import promised_rank, seconds_since_start
-from hpcstress.plan import KINDS, OPTIONS, Plan, flag, named, negative
+from hpcstress.plan import KINDS, OPTIONS, USUAL_SERVER, Plan, flag, named, negative
 from hpcstress.quantity import SWITCH, about_size, count, mask_addresses, read_folder
 
 if TYPE_CHECKING:
@@ -104,13 +104,20 @@ def _resolve(name: str | None, options: dict[str, Any]) -> Plan:
     # Text comes as the type that the help shows, which other ranks do not know.
     plain = {option: str(value) if isinstance(value, str) else value for option, value in options.items()}
     given = {option: value for option, value in plain.items() if value is not None}
-    if not given.get("uri", "elsewhere").strip():
-        # In a file it is the default. Who types it has a variable that is empty, and does not want another server.
-        raise UsageRefusal("--uri: The address is empty: give one, or leave the option out.")
+    for option, what in (("uri", "address"), ("server", "name")):
+        if not given.get(option, "elsewhere").strip():
+            # In a file it is the default. Who types it has a variable that is empty, and does not want another server.
+            raise UsageRefusal(f"{flag(option)}: The {what} is empty: give one, or leave the option out.")
+    for option, other in (("uri", "server"), ("server", "uri")):
+        # What is typed goes before what a file says, also where that is its opposite.
+        if option in given and other not in given:
+            given[other] = ""
     plan = Plan() if name is None else named(name, [*MODULES], [word for word in app if not word.startswith("-")])
     plan = plan.with_options(given)
     check(plan)
-    if plan.server != Plan.server:
+    if plan.server and plan.uri:
+        raise UsageRefusal(f"--server: {plan.server} would be started, and --uri names {plan.uri}: give one of them.")
+    if plan.server:
         from hpcstress.servers.spec import read
 
         read(plan.server)
@@ -314,7 +321,7 @@ def data(
 
 @app.command
 def serve(
-    server: Annotated[str, Parameter(help="Which server to start, such as mlflow-postgres,workers=2.")] = Plan.server,
+    server: Annotated[str, Parameter(help="Which server to start, such as mlflow-postgres,workers=2.")] = USUAL_SERVER,
     /,
     *,
     host: Annotated[str, Parameter(help="The address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
@@ -351,6 +358,8 @@ def serve(
             obituary = started.obituary()
             if obituary is not None:
                 raise Refusal(obituary)
+            for event in started.news():
+                _tell(f"{event.part} {event.told}.")
     return OK
 
 
@@ -471,7 +480,7 @@ def doctor(plan: PlanName = None, /, **options: Any) -> int:
     import_seconds = seconds_since_start()
     with world() as ranks:
         resolved = ranks.only_first(lambda: _resolve(plan, options))
-        dialer = ranks.first_refusal(lambda: _named_server(resolved.uri))
+        dialer = ranks.first_refusal(lambda: None if resolved.server else _named_server(resolved.uri))
         if dialer is None and ranks.rank == 0:
             _tell("No server was named: give --uri or MLFLOW_TRACKING_URI to have it examined, too.")
         findings = examine(ranks, dialer, min(30.0, resolved.timeout), import_seconds)

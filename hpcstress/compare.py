@@ -18,6 +18,7 @@ from hpcstress.clean import clean_result
 from hpcstress.clients.api import Api
 from hpcstress.clients.dial import way_to
 from hpcstress.errors import INCOMPLETE, INTERRUPTED, OK, USAGE, Interruption, Refusal, UsageRefusal
+from hpcstress.folder import RunFolder
 from hpcstress.job import run_job
 from hpcstress.plan import Plan
 from hpcstress.preflight import sign_in
@@ -26,7 +27,6 @@ from hpcstress.quantity import count, is_store, read_uri
 from hpcstress.ranks import World
 from hpcstress.rounds import Rounds, Turn
 from hpcstress.stop import Stop
-from hpcstress.target import without_address
 
 
 def read_servers(texts: Sequence[str], plan: Plan) -> list[str]:
@@ -63,7 +63,10 @@ def run_comparison(
             seconds = (time.monotonic() - began) / place if place else 0.0
             progress.say(_announced(turn, turns, len(left) - place, seconds))
             if _play(match, turn, world.anew(), environment, progress, import_seconds, stop):
-                progress.say(f"Stopped. What is over is kept, and the same command with --output {path} goes on.")
+                progress.say(
+                    f"Stopped. What is over is kept, and the same command with --output {path} goes on."
+                    f"{_remains(match.folder(turn), turn.server)}"
+                )
                 return INCOMPLETE
         return world.only_first(lambda: _code(match, len(turns)))
 
@@ -131,10 +134,11 @@ def _play(
     stop.place = folder.path
     left = world.only_first(lambda: (match.make_room(turn),))[0]
     if left is not None:
-        progress.say(f"What a job that was interrupted has left is now in {left}: hpcstress recover {left}")
-    there = environment if _is_address(turn.server) else without_address(environment)
+        progress.say(
+            f"What a job that was interrupted has left is now in {left}.{_remains(RunFolder(left), turn.server)}"
+        )
     try:
-        code = run_job(_planned(match.plan, turn.server), world, folder, there, progress, import_seconds, stop)
+        code = run_job(_planned(match.plan, turn.server), world, folder, environment, progress, import_seconds, stop)
     except Refusal as refusal:
         # From what all ranks were told all go on; what only one knows ends the job.
         if not refusal.shared or refusal.exit_code == USAGE:
@@ -149,13 +153,27 @@ def _play(
     return False
 
 
+def _remains(folder: RunFolder, server: str) -> str:
+    """Say what can still be done about a turn: make its result of its journals, and rid somebody's server of its runs.
+
+    Before the load there is neither.
+    """
+    if not folder.result.exists() and not folder.journal_files():
+        return ""
+    recover = "" if folder.result.exists() else f" `hpcstress recover {folder.path}` makes its result."
+    if not _is_address(server) or is_store(server):
+        return recover
+    return f"{recover} `hpcstress clean {folder.result}` deletes what it has created on {server}."
+
+
 def _conclude(match: Rounds, turn: Turn, code: int, environment: Mapping[str, str], progress: Progress) -> bool:
     if _is_address(turn.server) and not is_store(turn.server):
         try:
             cleaned = clean_result(match.folder(turn).result, environment, progress.say)
             progress.say(f"{turn.name}: {count(cleaned.runs, 'run')} of this round deleted, as what it had created.")
         except Refusal as refusal:
-            progress.say(f"{turn.name} could not be cleaned: {refusal}")
+            remains = _remains(match.folder(turn), turn.server)
+            progress.say(f"{turn.name} could not be cleaned: {refusal}{remains}")
     match.over(turn, code)
     return True
 

@@ -27,6 +27,8 @@ _MOST_STEPS = 0xFFFE
 # Any plan has room there; tomllib takes seconds for a key of thousands of parts.
 _LONGEST_PLAN = 64_000
 _MOST_DOTS = 1000
+# What is started where nothing says which server is meant.
+USUAL_SERVER = "mlflow-sqlite"
 _METHODS = ("all", "log_param", "log_params", "log_batch", "log_artifact", "log_artifacts", "forest", "linear")
 
 
@@ -119,14 +121,15 @@ class Plan:
         "",
         quantity.URI,
         "Server",
-        "The tracking server; MLFLOW_TRACKING_URI or Mantik's by default, else --server is started. The stock client "
-        "takes a database, too.",
+        "The tracking server; without it and --server that of MLFLOW_TRACKING_URI, or Mantik's. The stock client takes "
+        "a database, too.",
     )
     server: str = _option(
-        "mlflow-sqlite",
-        quantity.TEXT,
+        "",
+        quantity.SERVER,
         "Server",
-        "The server to start on this machine when there is no address; `hpcstress servers` lists them.",
+        f"The server to start on this machine, whatever address the environment holds; {USUAL_SERVER} where there is "
+        "none. `hpcstress servers` lists them.",
     )
     experiment: str = _option(
         "hpcstress", quantity.TEXT, "Server", "The experiment's name; MLFLOW_EXPERIMENT_ID goes before it."
@@ -160,7 +163,7 @@ class Plan:
             except UsageRefusal as refusal:
                 raise UsageRefusal(f"{flag(name)}: {refusal}") from None
         if quantity.is_store(self.uri) and self.client != "stock":
-            raise UsageRefusal(f"--uri: {self.uri} is a store without a server, which only --client stock can open.")
+            raise UsageRefusal(f"--client: {self.uri} is a store without a server, which only --client stock can open.")
         # Counted before they are made: a few options with many values each would fill the memory.
         rungs = prod(len(values) for _, values in self._swept()) * len(self.users or self.runs)
         if rungs * self.repeats > _MOST_STEPS:

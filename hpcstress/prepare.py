@@ -26,7 +26,7 @@ from hpcstress.content import SESSION_TAG, SHARED_TAG, STEP_TAG
 from hpcstress.errors import UsageRefusal
 from hpcstress.estimate import estimate
 from hpcstress.folder import RunFolder
-from hpcstress.plan import Plan
+from hpcstress.plan import USUAL_SERVER, Plan
 from hpcstress.prefill import Ground, find
 from hpcstress.preflight import Experiment, check_open_files, check_ranks, find_experiment, sign_in
 from hpcstress.progress import Progress
@@ -36,7 +36,7 @@ from hpcstress.ranks import World
 from hpcstress.record import Outcome
 from hpcstress.schedule import Step
 from hpcstress.stop import Stop
-from hpcstress.target import Target, Token, is_named, store_of
+from hpcstress.target import Target, Token, is_named, store_of, without_address
 from hpcstress.workloads import prefilled, shares_a_run
 
 _SLURM_FACTS = ("SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_JOB_NUM_NODES", "SLURM_NTASKS", "SLURM_JOB_PARTITION")
@@ -94,19 +94,25 @@ def prepare(
     except BaseException:
         folder.remove()
         raise
+    if "uri" in setup.facts:
+        started = f", which was started as {plan.server or USUAL_SERVER}" if setup.server is not None else ""
+        progress.say(f"The load goes to {setup.facts['uri']}{started}")
     progress.say(f"Everything goes to {folder.path}")
     return setup
 
 
 def _reach(plan: Plan, environment: Mapping[str, str], progress: Progress, resources: ExitStack, stop: Stop) -> Setup:
     session = secrets.token_hex(6)
+    if plan.server:
+        # Who names a server to start does not mean the one that an address exported for others leads to.
+        environment = without_address(environment)
     if plan.client == "null":
         return Setup(session, Place(""), {"session": session, "client": "null"})
     server = started = None
     if address := store_of(plan.uri, environment):
         return _open_store(plan, address, environment, session)
     if not is_named(plan.uri, environment):
-        spec = servers.read(plan.server)
+        spec = servers.read(plan.server or USUAL_SERVER)
         if workloads.workspaces(plan) and spec.takes("workspaces"):
             spec = replace(spec, workspaces=True)
         server = resources.enter_context(servers.start(spec, say=progress.say, check=stop.check))
@@ -148,16 +154,14 @@ def _open_store(plan: Plan, uri: str, environment: Mapping[str, str], session: s
     if plan.client != "stock":
         raise UsageRefusal(f"{uri} is a store without a server, which only --client stock can open.")
     if shares_a_run(plan.workload):
-        raise UsageRefusal(
-            f"The users of {plan.workload} share a run, which needs a server: give its address by --uri."
-        )
+        raise UsageRefusal(f"The users of {plan.workload} share a run, which needs a server: give the address of one.")
     if prefilled(plan) is not None:
-        raise UsageRefusal(f"What {plan.workload} reads is made by way of a server: give its address by --uri.")
+        raise UsageRefusal(f"What {plan.workload} reads is made by way of a server: give the address of one.")
     if workloads.workspaces(plan):
-        raise UsageRefusal(f"{plan.workload} is about the workspaces of a server: give its address by --uri.")
+        raise UsageRefusal(f"{plan.workload} is about the workspaces of a server: give the address of one.")
     if any("log_spans" in requests for requests in estimate(plan).requests_per_run):
         raise UsageRefusal(
-            f"The spans of {plan.workload} go to a server, which a store does not have: give its address by --uri."
+            f"The spans of {plan.workload} go to a server, which a store does not have: give the address of one."
         )
     from hpcstress.clients.store import find_experiment
 

@@ -51,6 +51,9 @@ _MOST_SERIES = 100
 _MOST_ROWS = 200_000
 _LONGEST_LABELS = TABLES["prometheus"]["labels"].itemsize
 _NOTICEABLE_OFFSET = 1.0
+# Clocks are put right to about a second. Nanoseconds since 1970 are below the largest value, and a picture can hold it.
+_LEEWAY = 2.0
+_LARGEST_VALUE = 1e20
 
 _MEANING = MEANING | {
     Outcome.not_supported: "does not know Prometheus's API",
@@ -102,6 +105,7 @@ class Prometheus:
     notes: list[str] = field(default_factory=list)
     _until: float | None = None
     _rows: int = 0
+    _answered: set[str] = field(default_factory=set)
     _heard: set[str] = field(default_factory=set)
 
     @property
@@ -124,8 +128,8 @@ class Prometheus:
         return asyncio.run(self._look(begin, end))
 
     def farewell(self) -> list[str]:
-        """Return the notes of the whole job, and which of the queries never had an answer."""
-        silent = [name for name in self.queries if name not in self._heard]
+        """Return the notes of the whole job, and which of the queries were answered and never with a value."""
+        silent = [name for name in self.queries if name in self._answered - self._heard]
         if self.chosen and silent:
             self._note(f"Prometheus knows nothing of what these queries ask: {', '.join(silent)}.")
         elif len(silent) == len(self.queries):
@@ -140,7 +144,8 @@ class Prometheus:
         async with Api(self.dialer, _PATIENCE) as api:
             for name, query in self.queries.items():
                 try:
-                    rows = self._read(name, await _range(api, query, begin + self.offset, end + self.offset))
+                    series = await _range(api, query, begin + self.offset, end + self.offset)
+                    rows = self._read(name, series, begin, end)
                 except _Wrong as wrong:
                     self._note(f"Prometheus refused the query {name} after a step: {wrong}")
                     continue
@@ -153,18 +158,34 @@ class Prometheus:
                 pieces.append(rows)
         return np.concatenate(pieces)
 
-    def _read(self, name: str, series: list[_Series]) -> Rows:
-        """Return the finite values of series as rows, as many as there is room for."""
+    def _read(self, name: str, series: list[_Series], begin: float, end: float) -> Rows:
+        """Return the finite values of series as rows, as many as there is room for, of the time that was asked for."""
+        self._answered.add(name)
         if len(series) > _MOST_SERIES:
             self._note(f"The query {name} has {len(series):,} series, of which {_MOST_SERIES} are kept: sum some up.")
         rows: list[tuple[float, bytes, bytes, float]] = []
+        known: set[bytes] = set()
+        wrong = 0
         for one in series[:_MOST_SERIES]:
             labels = ", ".join(f"{key}={value}" for key, value in sorted(one.metric.items()))
             encoded = labels.encode(errors="replace")[:_LONGEST_LABELS]
+            if encoded in known:
+                self._note(f"Series of the query {name} cannot be told apart, and one of them is kept: sum them up.")
+                continue
+            known.add(encoded)
             for at, text in one.values:
-                value = _number(text)
-                if math.isfinite(value) and math.isfinite(at):
-                    rows.append((at - self.offset, name.encode(), encoded, value))
+                value, time_here = _number(text), at - self.offset
+                if not math.isfinite(value):
+                    continue
+                if begin - _LEEWAY <= time_here <= end + _LEEWAY and abs(value) <= _LARGEST_VALUE:
+                    rows.append((time_here, name.encode(), encoded, value))
+                else:
+                    wrong += 1
+        if wrong:
+            self._note(
+                f"Values of the query {name} were left out, because they are of another time than was asked for, or "
+                f"beyond {_LARGEST_VALUE:g}."
+            )
         if rows:
             self._heard.add(name)
         room = _MOST_ROWS - self._rows
@@ -238,16 +259,22 @@ async def _ask(api: Api, route: str, **words: str) -> _Data:
     heard = bytearray()
 
     def take(piece: bytes) -> None:
-        heard.extend(piece[: _LARGEST_ANSWER - len(heard)])
+        heard.extend(piece)
+        if len(heard) > _LARGEST_ANSWER:
+            # Who sends without end is not heard to the end of patience.
+            api.close()
 
     answer = await api.ask("GET", f"/api/v1/{route}?{urlencode(words, quote_via=quote)}", None, take)
+    if len(heard) > _LARGEST_ANSWER:
+        raise Failed(_nonsense(b"its answer is too long: ask for less"))
     try:
         told = msgspec.json.decode(heard, type=_Told)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        if answer.outcome is not Outcome.ok:
-            raise Failed(msgspec.structs.replace(answer, body=bytes(heard[:500]))) from None
-        reason = b"its answer is too long" if len(heard) == _LARGEST_ANSWER else bytes(heard[:500])
-        raise Failed(msgspec.structs.replace(answer, outcome=Outcome.malformed, body=reason)) from None
+        if not answer.status:
+            # Half an answer says nothing.
+            raise Failed(answer) from None
+        outcome = Outcome.malformed if answer.outcome is Outcome.ok else answer.outcome
+        raise Failed(msgspec.structs.replace(answer, outcome=outcome, body=bytes(heard[:500]))) from None
     if told.error and answer.status in (400, 422, 503):
         raise _Wrong(ended(mask_password(said(api.target.masked(told.error.encode())))))
     if answer.outcome is not Outcome.ok or told.status != "success" or told.data is None:

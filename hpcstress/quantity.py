@@ -314,8 +314,8 @@ def read_text(value: object) -> str:
     return value
 
 
-def read_path(value: object) -> str:
-    """Read the path of something that may be left out: empty text is none."""
+def read_optional(value: object) -> str:
+    """Read a name or a path that may be left out: empty text is none."""
     return "" if value == "" else read_text(value)
 
 
@@ -398,7 +398,8 @@ ADDRESS = Kind("URI", read_address, str)
 QUERIES = Kind("NAME=PROMQL;...", read_queries, write_queries)
 USERS = Kind("N,N,...", read_users, list)
 RATE = Kind("PER_SECOND", read_rate, float)
-PATH = Kind("PATH", read_path, str)
+PATH = Kind("PATH", read_optional, str)
+SERVER = Kind("SERVER", read_optional, str)
 SWITCH = Kind("YES|NO", read_switch, bool)
 SWEEP = Kind("OPTION=V,V...", read_sweep, str)
 

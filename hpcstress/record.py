@@ -135,6 +135,7 @@ class Outcome(enum.IntEnum):
     interrupted = 13
     # The answer is well-formed, and lacks what has to be there.
     missing = 14
+    disk_full = 15
 
 
 # Little endian.

@@ -16,13 +16,6 @@ settings.register_profile("quick", deadline=None, max_examples=30)
 settings.load_profile("hpcstress")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep what takes a whole machine from running beside its like, where tests run on several cores."""
-    for item in items:
-        if item.get_closest_marker("slow"):
-            item.add_marker(pytest.mark.xdist_group("slow"))
-
-
 def pytest_collection_finish() -> None:
     """Let the garbage collector, which runs at the beginning of every step, not look at all of pytest each time."""
     gc.collect()

@@ -147,7 +147,11 @@ def test_workloads_and_plans_are_listed(hpcstress: Command) -> None:
         (["plan", "--uri", " "], "--uri: The address is empty"),
         (["doctor", "--uri", ""], "--uri: The address is empty"),
         (["--experiment="], "--experiment: '' says nothing: write something, or leave the option out."),
-        (["--client=null", "--server", ""], "--server: '' says nothing"),
+        (["--client=null", "--server", ""], "--server: The name is empty: give one, or leave the option out."),
+        (
+            ["--server=mlflow-sqlite", "--uri=http://127.0.0.1:1"],
+            "--server: mlflow-sqlite would be started, and --uri names http://127.0.0.1:1: give one of them.",
+        ),
         (
             ["serve", "mlflw"],
             "There is no server 'mlflw' that hpcstress can start. Did you mean mlflow-sqlite or mlflow-postgres?",
@@ -202,6 +206,36 @@ def test_an_address_in_place_of_a_file_does_not_give_its_password_away(hpcstress
 def test_in_a_file_the_address_may_be_left_empty(hpcstress: Command) -> None:
     Path("mine.toml").write_text("uri = ''")
     assert resolved(hpcstress("plan", "mine.toml")[1])["uri"] == ""
+
+
+def test_a_file_with_a_server_to_start_and_the_address_of_another_is_refused(hpcstress: Command) -> None:
+    Path("mine.toml").write_text("uri = 'http://127.0.0.1:1'\nserver = 'mlflow-postgres'")
+    for words in (["plan"], [], ["doctor"], ["compare"]):
+        code, _, complaint = hpcstress(*words, "mine.toml")
+        assert code == 2
+        assert complaint.startswith("--server: mlflow-postgres would be started, and --uri names http://127.0.0.1:1")
+
+
+def test_what_is_typed_goes_before_the_server_of_a_file(hpcstress: Command) -> None:
+    Path("here.toml").write_text("server = 'mlflow-postgres'")
+    Path("there.toml").write_text("uri = 'http://127.0.0.1:1'")
+    for words, uri, server in (
+        (["here.toml", "--uri=http://127.0.0.1:2"], "http://127.0.0.1:2", ""),
+        (["there.toml", "--server=fasttrackml-sqlite"], "", "fasttrackml-sqlite"),
+    ):
+        code, said, _ = hpcstress("plan", *words)
+        assert code == 0
+        assert f'uri = "{uri}"' in said
+        assert f'server = "{server}"' in said
+
+
+def test_who_names_a_server_to_start_does_not_have_that_of_the_environment_examined(
+    hpcstress: Command, at: Callable[[FakeMlflow], None]
+) -> None:
+    with serving() as server:
+        at(server)
+        assert "No server was named" in hpcstress("doctor", "--server=mlflow-sqlite")[2]
+        assert server.requests == []
 
 
 def test_an_address_in_the_environment_is_checked_like_one_that_is_typed(

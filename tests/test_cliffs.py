@@ -17,9 +17,10 @@ from hpcstress.record import Operation, Outcome
 from hpcstress.result import Result
 from tests.jobs import play
 
-# Forty users, each with one batch for one run that all of them share: forty log-batches at once.
+# Forty users with batches for one run that all of them share: forty log-batches at once, and twice, because whether
+# fifteen of them hold a connection while they ask for another is a matter of luck.
 BATCHES = Plan(
-    workload="shared-run", users=(40,), iterations=1, params=20, metrics=10, repeats=1, warmup=0, sleep_time=0
+    workload="shared-run", users=(40,), iterations=2, params=20, metrics=10, repeats=1, warmup=0, sleep_time=0
 )
 RUNS = Plan(users=(4,), duration=6, params=5, artifacts=0, repeats=1, warmup=8, sleep_time=0)
 

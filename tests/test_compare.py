@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from hpcstress import compare, servers
+from hpcstress.clean import clean_result
 from hpcstress.compare import read_servers, run_comparison
 from hpcstress.errors import Refusal, UsageRefusal
 from hpcstress.plan import Plan
@@ -124,14 +125,59 @@ def test_a_comparison_that_is_stopped_goes_on_and_keeps_what_the_half_turn_had_m
     match = find(path)
     first, second = match.turns(2)[:2]
     assert [done.turn for done in match.done()] == [first]
-    assert any(f"--output {path} goes on" in said for said in heard.sentences)
-    half = match.folder(second).result.read_bytes()
+    result = match.folder(second).result
+    assert heard.sentences[-1].endswith(
+        f"--output {path} goes on. `hpcstress clean {result}` deletes what it has created on {second.server}."
+    )
+    half = result.read_bytes()
     again = Heard()
     assert played(path, uris(two), two[0].environment, progress=again) == 0
     assert len(match.done()) == 4
     left = match.folder(second).path.with_name(f"{match.folder(second).path.name}.left-1")
     assert (left / "result.h5").read_bytes() == half
-    assert any(f"hpcstress recover {left}" in said for said in again.sentences)
+    assert (
+        f"What a job that was interrupted has left is now in {left}. "
+        f"`hpcstress clean {left / 'result.h5'}` deletes what it has created on {second.server}." in again.sentences
+    )
+    # What is told is so: only the half turn's runs are still there, and gone then.
+    assert [server.uri for server in two if active(server)] == [second.server]
+    clean_result(left / "result.h5", two[0].environment, str)
+    assert not any(map(active, two))
+
+
+def test_a_turn_that_was_killed_is_told_how_to_become_a_result_and_to_be_cleaned(
+    two: list[FakeMlflow], tmp_path: Path
+) -> None:
+    path = tmp_path / "all"
+    played(path, uris(two), two[0].environment, 1)
+    match = find(path)
+    last = match.folder(match.turns(1)[-1])
+    last.result.unlink()
+    last.journals.mkdir()
+    last.journal(0).touch()
+    heard = Heard()
+    assert played(path, uris(two), two[0].environment, 1, progress=heard) == 0
+    left = last.path.with_name(f"{last.path.name}.left-1")
+    [told] = [said for said in heard.sentences if str(left) in said]
+    assert f"`hpcstress recover {left}` makes its result. `hpcstress clean {left / 'result.h5'}` deletes" in told
+
+
+def test_a_server_that_could_not_be_cleaned_is_told_how_to_be(
+    two: list[FakeMlflow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise Refusal("It is gone.")
+
+    heard = Heard()
+    monkeypatch.setattr(compare, "clean_result", refuse)
+    played(tmp_path / "all", uris(two), two[0].environment, 1, progress=heard)
+    done = find(tmp_path / "all").done()[0]
+    assert any(f"It is gone. `hpcstress clean {done.result}` deletes" in said for said in heard.sentences)
+
+
+def active(server: FakeMlflow) -> int:
+    """Count the runs that nobody has deleted."""
+    return len([run for run in server.runs.values() if run.stage == "active"])
 
 
 def test_a_signal_between_two_turns_ends_the_comparison_before_the_next_one(
@@ -145,7 +191,9 @@ def test_a_signal_between_two_turns_ends_the_comparison_before_the_next_one(
 
     before, late = signal.getsignal(signal.SIGINT), Late()
     assert played(tmp_path / "all", uris(two), two[0].environment, progress=late) == 3
-    assert late.sentences[-1].startswith("Stopped. What is over is kept, and the same command with --output")
+    assert late.sentences[-1] == (
+        f"Stopped. What is over is kept, and the same command with --output {tmp_path / 'all'} goes on."
+    )
     assert len(find(tmp_path / "all").done()) == 1
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -189,8 +237,9 @@ def test_the_exit_code_tells_of_a_turn_that_was_incomplete_also_when_all_is_over
 def test_a_server_that_does_not_answer_is_refused_before_the_first_test(tmp_path: Path) -> None:
     away = "http://127.0.0.1:1"
     with serving() as there:
-        with pytest.raises(Refusal, match=f"{away} cannot be had here, and nothing was tested"):
+        with pytest.raises(Refusal, match=f"{away} cannot be had here, and nothing was tested") as refused:
             played(tmp_path / "all", [there.uri, away], {})
+        assert "start it, or correct its address" in str(refused.value)
         assert there.load() == []
     assert not (tmp_path / "all").exists()
 
@@ -226,6 +275,8 @@ def test_what_cannot_be_compared_is_refused(given: list[str], plan: Plan, senten
     with pytest.raises(UsageRefusal, match=sentence) as refused:
         read_servers(given, plan)
     assert "secret" not in str(refused.value)
+    # There is no such option here.
+    assert "--uri" not in str(refused.value)
 
 
 def test_servers_are_read_in_full_and_one_may_be_compared_with_itself() -> None:
@@ -236,13 +287,13 @@ def test_servers_are_read_in_full_and_one_may_be_compared_with_itself() -> None:
     ]
 
 
-def test_a_server_is_started_whatever_address_the_environment_holds(
+def test_every_server_is_named_in_its_plan_so_that_no_address_of_the_environment_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[tuple[str, str, dict[str, str]]] = []
+    seen: list[tuple[str, str]] = []
 
-    def run_job(plan: Plan, _world: object, _folder: object, environment: dict[str, str], *_: object) -> int:
-        seen.append((plan.server, plan.uri, environment))
+    def run_job(plan: Plan, *_: object) -> int:
+        seen.append((plan.server, plan.uri))
         refusal = Refusal("Enough.")
         refusal.shared = True
         raise refusal
@@ -254,6 +305,6 @@ def test_a_server_is_started_whatever_address_the_environment_holds(
     monkeypatch.setattr(servers, "start", lambda *_, **__: Started())
     monkeypatch.setattr(compare, "run_job", run_job)
     with pytest.raises(Refusal, match="No server could be tested"):
-        played(tmp_path, ["mlflow-sqlite", "mlflow-postgres"], {"MLFLOW_TRACKING_URI": "http://y", "A": "b"}, 1)
-    assert sorted(seen) == [("mlflow-postgres", "", {"A": "b"}), ("mlflow-sqlite", "", {"A": "b"})]
+        played(tmp_path, ["mlflow-sqlite", "mlflow-postgres"], {}, 1)
+    assert sorted(seen) == [("mlflow-postgres", ""), ("mlflow-sqlite", "")]
     assert (tmp_path / MANIFEST).exists()

@@ -41,6 +41,7 @@ VALUES: dict[Kind, st.SearchStrategy[Any]] = {
         ["", "params=10,100", "artifact-size=1kB,10MB", "artifact_size=7B  metrics=1,2 tags=0,100,3"]
     ),
     quantity.PATH: st.just("") | TEXTS,
+    quantity.SERVER: st.just("") | TEXTS,
     quantity.ADDRESS: st.sampled_from(["", "http://host:9090", "https://prometheus.example/behind/a/path"]),
     quantity.QUERIES: st.dictionaries(
         st.from_regex("[a-z][a-z0-9_]{0,31}", fullmatch=True),

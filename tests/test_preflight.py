@@ -76,7 +76,7 @@ def test_a_wrong_password_is_tried_once_and_told_in_one_sentence() -> None:
 def test_a_server_that_is_not_there_is_told_from_one_that_does_not_answer() -> None:
     with serving(Faults(delay=3600)) as server:
         assert "does not answer (signing in)" in refused(server.environment, sign_in, timeout=0.1)
-    assert "cannot be reached (signing in): start it, or correct --uri." in refused(server.environment, sign_in)
+    assert "cannot be reached (signing in): start it, or correct its address." in refused(server.environment, sign_in)
 
 
 @pytest.mark.parametrize("body", [b"<html>Welcome to our web shop</html>", b"[]", b"", b"[" * 10_000])

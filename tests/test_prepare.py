@@ -4,8 +4,9 @@ import json
 import pickle
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -16,15 +17,16 @@ from hpcstress.plan import Plan, from_toml
 from hpcstress.prepare import Setup, prepare
 from hpcstress.progress import Progress
 from hpcstress.ranks import World
+from hpcstress.servers import read
 from hpcstress.stop import Stop
 from tests.fake_mantik import FakeMantik
 from tests.fake_mlflow import Faults, served, serving
-from tests.jobs import SMALL
+from tests.jobs import SMALL, Heard
 
 
-def prepared(folder: Path, plan: Plan, environment: Mapping[str, str]) -> Setup:
+def prepared(folder: Path, plan: Plan, environment: Mapping[str, str], progress: Progress | None = None) -> Setup:
     with ExitStack() as resources:
-        return prepare(plan, World(), RunFolder(folder), environment, Progress(), resources, Stop())
+        return prepare(plan, World(), RunFolder(folder), environment, progress or Progress(), resources, Stop())
 
 
 def refused(folder: Path, plan: Plan, environment: Mapping[str, str]) -> str:
@@ -77,6 +79,48 @@ def test_an_address_in_the_plan_goes_before_one_in_the_environment(tmp_path: Pat
         elsewhere = server.environment | {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}
         setup = prepared(tmp_path / "job", replace(SMALL, uri=server.uri), elsewhere)
     assert setup.facts["uri"] == server.uri
+
+
+@dataclass
+class Started:
+    """A server that was started here."""
+
+    environment: dict[str, str]
+    facts: dict[str, str] = field(default_factory=dict)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Be gone."""
+
+
+@pytest.mark.parametrize("exported", ["MLFLOW_TRACKING_URI", "Mantik"])
+@pytest.mark.parametrize("name", ["mlflow-sqlite", "mlflow-postgres,workers=1"])
+def test_a_server_that_is_named_goes_before_an_address_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, exported: str
+) -> None:
+    heard = Heard()
+    with serving() as here, serving() as production:
+        monkeypatch.setattr("hpcstress.servers.start", lambda spec, **_: {read(name): Started(here.environment)}[spec])
+        monkeypatch.setattr("hpcstress.target._MANTIK", production.uri)
+        mantik = {"MANTIK_USERNAME": "me", "MANTIK_PASSWORD": "correct-horse"}
+        environment = mantik if exported == "Mantik" else production.environment
+        setup = prepared(tmp_path / "job", replace(SMALL, server=name), environment, heard)
+        assert production.requests == []
+    assert setup.facts["uri"] == here.uri
+    assert setup.environment == here.environment
+    assert f"The load goes to {here.uri}, which was started as {name}" in heard.sentences
+
+
+def test_where_the_load_goes_is_said_before_it_whoever_names_the_address(tmp_path: Path) -> None:
+    with serving() as server:
+        for number, (plan, environment) in enumerate(
+            [(SMALL, server.environment), (replace(SMALL, uri=server.uri), {"HOME": "/nonexistent"})]
+        ):
+            heard = Heard()
+            prepared(tmp_path / str(number), plan, environment, heard)
+            assert f"The load goes to {server.uri}" in heard.sentences
 
 
 def test_what_rank_0_has_prepared_travels_without_the_server_and_is_not_shown_with_secrets() -> None:

@@ -33,7 +33,10 @@ NULL = replace(SMALL, client="null", runs=(3,), repeats=2, null_delay=0.001)
 
 
 class Fake:
-    """A Prometheus that takes every query, knows series of some, and can be told to break; its clock may be wrong."""
+    """A Prometheus that takes every query, knows series of some, and can be told to break; its clock may be wrong.
+
+    The times of its series are seconds since the beginning of what it is asked for.
+    """
 
     def __init__(self, series: dict[str, Any] | None = None, ahead: float = 0.0) -> None:
         self.series = series or {}
@@ -56,7 +59,11 @@ class Fake:
             return told("scalar", [now, str(now)])
         if parts.path.endswith("/query"):
             return told("vector", [])
-        return told("matrix", self.series.get(words["query"], []))
+        return told("matrix", _since(float(words["start"]), self.series.get(words["query"], [])))
+
+
+def _since(begin: float, series: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**one, "values": [[begin + at, value] for at, value in one["values"]]} for one in series]
 
 
 def told(kind: str = "matrix", result: Any = None, error: str = "", status: str = "200 OK") -> bytes:
@@ -102,8 +109,8 @@ def refused(answer: Answer, queries: str = "cpu=cpu") -> str:
 
 
 SERIES = [
-    {"metric": {"groupname": "postgres", "__name__": "x"}, "values": [[100.5, "0.5"], [101.5, "NaN"], [102.5, "1e3"]]},
-    {"metric": {}, "values": [[100.5, "-2"]]},
+    {"metric": {"groupname": "postgres", "__name__": "x"}, "values": [[0.0, "0.5"], [0.5, "NaN"], [1.0, "1e3"]]},
+    {"metric": {}, "values": [[0.0, "-2"]]},
 ]
 LABELS = b"__name__=x, groupname=postgres"
 
@@ -232,9 +239,9 @@ def test_the_finite_values_of_all_series_become_rows() -> None:
         rows = reached(uri, "cpu=cpu; memory=memory").look(1.0)
     assert rows.dtype == TABLES["prometheus"]
     assert rows.tolist() == [
-        (100.5, b"cpu", LABELS, 0.5),
-        (102.5, b"cpu", LABELS, 1000.0),
-        (100.5, b"cpu", b"", -2.0),
+        (1.0, b"cpu", LABELS, 0.5),
+        (2.0, b"cpu", LABELS, 1000.0),
+        (1.0, b"cpu", b"", -2.0),
     ]
 
 
@@ -254,11 +261,11 @@ def test_each_look_begins_where_the_last_one_ended_and_has_few_points() -> None:
 
 @pytest.mark.parametrize(("ahead", "word"), [(3600.0, "ahead of"), (-3600.0, "behind")])
 def test_times_are_put_right_where_prometheus_has_another_time(ahead: float, word: str) -> None:
-    fake = Fake({"cpu": [{"metric": {}, "values": [[5000.0, "1"]]}]}, ahead)
+    fake = Fake({"cpu": [{"metric": {}, "values": [[3000.0, "1"]]}]}, ahead)
     with serving(fake) as uri:
         prometheus = reached(uri)
         rows = prometheus.look(2000.0)
-    assert rows["time"][0] == pytest.approx(5000.0 - ahead, abs=1.0)
+    assert rows["time"][0] == pytest.approx(5000.0, abs=1.0)
     assert float(fake.asked[-1]["start"]) == pytest.approx(2000.0 + ahead, abs=1.0)
     assert prometheus.notes == [f"Prometheus's clock is 3,600 s {word} rank 0's; its times were put right."]
 
@@ -303,6 +310,22 @@ def test_an_answer_without_end_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "_LARGEST_ANSWER", 1000)
         fake.broken = told("matrix", [{"metric": {}, "values": [[1.0, "1"]] * 1000}])
         assert len(prometheus.look(1.0)) == 0
+        assert "its answer is too long: ask for less" in prometheus.notes.pop()
+        # More is promised, and never comes: what is there is too much already.
+        fake.broken = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n" + b"x" * 100_000
+        assert len(prometheus.look(1.0)) == 0
+    (note,) = prometheus.farewell()
+    assert "its answer is too long: ask for less" in note
+    assert "xx" not in note
+
+
+def test_what_nobody_can_read_at_once_is_too_long() -> None:
+    fake = Fake()
+    with serving(fake) as uri:
+        prometheus = reached(uri)
+        fake.broken = told("matrix", []).replace(b"[]", b"[" + b" " * (1 << 24) + b"]")
+        fake.broken = reply(fake.broken.partition(b"\r\n\r\n")[2])
+        assert len(prometheus.look(1.0)) == 0
     assert "its answer is too long" in prometheus.notes[0]
 
 
@@ -321,13 +344,26 @@ def test_an_answer_that_does_not_come_is_not_waited_for(monkeypatch: pytest.Monk
         monkeypatch.setattr(module, "_PATIENCE", 0.05)
         answers.append(never)
         assert len(prometheus.look(1.0)) == 0
-    assert "does not answer" in prometheus.notes[0]
+    (note,) = prometheus.farewell()
+    assert "does not answer" in note
+
+
+def test_half_an_answer_is_not_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Fake()
+    with serving(fake) as uri:
+        prometheus = reached(uri)
+        monkeypatch.setattr(module, "_PATIENCE", 0.1)
+        fake.broken = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1000
+        assert len(prometheus.look(1.0)) == 0
+    (note,) = prometheus.farewell()
+    assert "does not answer" in note
+    assert "xx" not in note
 
 
 def test_of_very_many_series_and_values_some_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MOST_SERIES", 3)
     monkeypatch.setattr(module, "_MOST_ROWS", 4)
-    many = [{"metric": {"n": str(number)}, "values": [[1.0, "1"]]} for number in range(5)]
+    many = [{"metric": {"n": str(number)}, "values": [[0.0, "1"]]} for number in range(5)]
     with serving(Fake({"cpu": many})) as uri:
         prometheus = reached(uri)
         assert [len(prometheus.look(1.0)) for _ in range(3)] == [3, 1, 0]
@@ -337,9 +373,35 @@ def test_of_very_many_series_and_values_some_are_kept(monkeypatch: pytest.Monkey
     ]
 
 
+@pytest.mark.parametrize(
+    "lie",
+    [[0.0, "1e308"], [0.0, "-1e308"], [-1000.0, "1"], [4e12, "1"], [-1e308, "1"]],
+    ids=["large", "small", "past", "future", "never"],
+)
+def test_what_cannot_be_is_left_out_and_noted(lie: list[Any]) -> None:
+    with serving(Fake({"cpu": [{"metric": {}, "values": [lie, [0.0, "7"]]}]})) as uri:
+        prometheus = reached(uri)
+        rows = [prometheus.look(time.time() - 10) for _ in range(2)]
+    assert [one["value"].tolist() for one in rows] == [[7.0], [7.0]]
+    (note,) = prometheus.farewell()
+    assert note.startswith("Values of the query cpu were left out, because they are of another time than was asked")
+
+
+def test_series_that_cannot_be_told_apart_are_not_mixed() -> None:
+    series = [{"metric": {"a": "x" * 300 + end}, "values": [[0.0, end]]} for end in "12"]
+    with serving(Fake({"cpu": series, "memory": series})) as uri:
+        prometheus = reached(uri, "cpu=cpu; memory=memory")
+        rows = prometheus.look(1.0)
+    assert rows["value"].tolist() == [1.0, 1.0]
+    assert prometheus.notes == [
+        f"Series of the query {name} cannot be told apart, and one of them is kept: sum them up."
+        for name in ("cpu", "memory")
+    ]
+
+
 def test_labels_of_any_length_and_letters_find_room() -> None:
     metric = {"ü": "ö" * 500, "a": "b"}
-    with serving(Fake({"cpu": [{"metric": metric, "values": [[1.0, "1"]]}]})) as uri:
+    with serving(Fake({"cpu": [{"metric": metric, "values": [[0.0, "1"]]}]})) as uri:
         (row,) = reached(uri).look(1.0)
     assert row["labels"].startswith(b"a=b, ")
     assert len(row["labels"]) == 256

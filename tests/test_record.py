@@ -135,8 +135,9 @@ def test_codes_of_format_1_keep_their_meaning_for_ever() -> None:
         "tls",
         "interrupted",
         "missing",
+        "disk_full",
     ]
-    assert sorted(Outcome) == list(range(15))
+    assert sorted(Outcome) == list(range(16))
     assert COLUMNS == (
         "due",
         "start",

@@ -123,7 +123,7 @@ def test_a_signal_does_not_wait_for_mlflows_patience(tmp_path: Path) -> None:
 
 def test_a_store_is_for_mlflows_client_only() -> None:
     with pytest.raises(
-        UsageRefusal, match=r"^--uri: sqlite:///x\.db is a store without a server, which only --client stock"
+        UsageRefusal, match=r"^--client: sqlite:///x\.db is a store without a server, which only --client stock"
     ):
         Plan(uri="sqlite:///x.db")
     assert Plan(uri="sqlite:///x.db", client="stock").uri == "sqlite:///x.db"
@@ -142,7 +142,9 @@ def test_a_workload_that_shares_a_run_needs_a_server(tmp_path: Path) -> None:
 
 def test_traces_need_a_server(tmp_path: Path) -> None:
     plan = replace(STOCK, workload="traces", uri="sqlite:///x.db")
-    with pytest.raises(Refusal, match=r"^The spans of traces go to a server, which a store does not have: give its"):
+    with pytest.raises(
+        Refusal, match=r"^The spans of traces go to a server, which a store does not have: give the address"
+    ):
         play(tmp_path / "job", plan, {})
     assert not (tmp_path / "job").exists()
 

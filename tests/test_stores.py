@@ -60,7 +60,9 @@ def test_a_store_with_a_password_or_without_a_place_is_refused_and_no_password_r
 
 
 def test_a_store_is_for_mlflows_client_only() -> None:
-    with pytest.raises(UsageRefusal, match=r"^--uri: sqlite:///x\.db is a store without a server, which only --client"):
+    with pytest.raises(
+        UsageRefusal, match=r"^--client: sqlite:///x\.db is a store without a server, which only --client"
+    ):
         Plan(uri="sqlite:///x.db")
 
 

@@ -27,6 +27,8 @@ _LOOKS = {
 }
 _LADDERS = 4
 _WIDEST = 1000.0
+# The letters of two names for which a title has room in one line.
+_WIDE = 50
 
 
 def forest(pair: Pair, climbed: Climb, margin: float) -> Figure:
@@ -34,7 +36,8 @@ def forest(pair: Pair, climbed: Climb, margin: float) -> Figure:
     answers = [answer for answer in pair.answers if answer.compared]
     figure = new_figure(10.2, 1.5 + 0.34 * max(3, len(answers)))
     axes = figure.subplots()
-    axes.set_title(f"How many times as fast {style.text(pair.second.name)} is as {style.text(pair.first.name)}")
+    first, second = style.text(pair.first.name), style.text(pair.second.name)
+    axes.set_title(f"How many times as fast {second} is{' ' if len(first + second) < _WIDE else chr(10)}as {first}")
     if not answers:
         style.nothing(axes, "nothing could be compared")
         return figure
@@ -68,7 +71,7 @@ def forest(pair: Pair, climbed: Climb, margin: float) -> Figure:
     axes.tick_params(axis="y", length=0)
     for parted in [n for n in range(1, len(answers)) if _kind(answers[n]) != _kind(answers[n - 1])]:
         axes.axhline(parted - 0.5, color="#d1d5db", linewidth=0.8)
-    axes.set_xlabel(f"{style.text(pair.first.name)} is faster  ←        →  {style.text(pair.second.name)} is faster")
+    axes.set_xlabel(f"{first} is faster  ←        →  {second} is faster")
     figure.legend(
         handles=[
             Line2D([], [], color=colour, marker=marker, linestyle="-", markersize=7, label=verdict)

@@ -46,20 +46,25 @@ _BY_STATUS = {
 }
 
 
+# As PostgreSQL, the system, SQLite and a quota say it.
+_FULL = (b"DiskFull", b"No space left on device", b"database or disk is full", b"Disk quota exceeded")
 _LACKING = (b"ENDPOINT_NOT_FOUND", b"FEATURE_DISABLED", b"running without workspaces support")
 
 
 def outcome_of(status: int, body: bytes) -> Outcome:
     """Return the cause that a status and the beginning of a body name.
 
-    MLflow answers 400 when its own connection pool is exhausted, 404 with ENDPOINT_NOT_FOUND (or with a page of HTML,
-    Go servers with `Cannot POST /path`) for a route that it does not have, 500 with FEATURE_DISABLED for a workspace
-    header that it does not understand, and 503 in plain words when it is asked for its workspaces and has none.
+    MLflow answers 400 when its own connection pool is exhausted or its database has no disk left, 404 with
+    ENDPOINT_NOT_FOUND (or with a page of HTML, Go servers with `Cannot POST /path`) for a route that it does not have,
+    500 with FEATURE_DISABLED for a workspace header that it does not understand, and 503 in plain words when it is
+    asked for its workspaces and has none.
     """
     if 200 <= status < 300:
         return Outcome.ok
     if b"QueuePool limit" in body:
         return Outcome.pool_exhausted
+    if any(words in body for words in _FULL):
+        return Outcome.disk_full
     if any(words in body for words in _LACKING):
         return Outcome.not_supported
     # As Flask says it, and as the Go servers do.

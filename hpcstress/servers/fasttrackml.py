@@ -7,7 +7,7 @@ import os
 from hpcstress.servers import database, mlflow
 from hpcstress.servers.deployment import Deployment, Front
 from hpcstress.servers.environments import Environment, provide
-from hpcstress.servers.part import Recipe
+from hpcstress.servers.part import Recipe, inherited
 from hpcstress.servers.port import take
 from hpcstress.servers.spec import Spec
 
@@ -38,7 +38,7 @@ def assemble(spec: Spec, site: Deployment) -> Front:
             ),
             ready=lambda _: mlflow.answers(port, site.address),
             environment={
-                **{name: value for name, value in mlflow.clean(os.environ).items() if not name.startswith("FML_")},
+                **inherited(os.environ),
                 **data.environment,
                 **({"FML_AUTH_USERNAME": mlflow.USER, "FML_AUTH_PASSWORD": password} if signs_in else {}),
             },

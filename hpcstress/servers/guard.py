@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import pwd
@@ -53,6 +54,8 @@ class Orders:
     """How many seconds they get for it before they are killed."""
     after: tuple[tuple[str, ...], ...] = ()
     """Commands for when all have ended, such as one that unmounts; how they end is nobody's concern."""
+    places: tuple[str, ...] = ()
+    """Folders of the server as a whole, which its last guard removes."""
 
 
 def reap() -> dict[int, int]:
@@ -164,10 +167,33 @@ def watch(orders: Orders) -> None:
             os.utime(folder / "ended", (at, at))
 
 
+def join(folder: Path) -> int:
+    """Hold, with all guards of a server, a file in its folder until this process ends; return the descriptor."""
+    descriptor = os.open(folder / "guards", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    # There are file systems that know no locks.
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return descriptor
+
+
+def is_last(descriptor: int, folder: Path) -> bool:
+    """Let go of the file; tell whether no guard holds it any more."""
+    try:
+        # Of two that end at once, neither would get it alone while the other one holds it.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return not any(path.is_dir() for path in folder.iterdir())
+    return True
+
+
 def main() -> None:
     """Guard what the orders name; leave no process and, unless told to keep it, no folder."""
     orders = Orders(**json.loads(sys.argv[1]))
     folder = Path(orders.folder)
+    guards = join(folder.parent) if orders.places else None
     try:
         watch(orders)
     finally:
@@ -177,9 +203,9 @@ def main() -> None:
                 subprocess.run(command, stdin=subprocess.DEVNULL, cwd="/", timeout=_GRACE)
         if not orders.keep:
             shutil.rmtree(folder, ignore_errors=True)
-            # The last part that ends takes the folder of them all with it.
-            with contextlib.suppress(OSError):
-                folder.parent.rmdir()
+        if guards is not None and is_last(guards, folder.parent):
+            for place in orders.places:
+                shutil.rmtree(place, ignore_errors=True)
 
 
 if __name__ == "__main__":

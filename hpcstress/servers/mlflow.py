@@ -16,7 +16,7 @@ from hpcstress.servers import database
 from hpcstress.servers.database import Database
 from hpcstress.servers.deployment import Deployment, Front
 from hpcstress.servers.environments import Environment, provide
-from hpcstress.servers.part import Recipe
+from hpcstress.servers.part import Recipe, inherited
 from hpcstress.servers.port import take
 from hpcstress.servers.spec import Spec
 
@@ -54,13 +54,13 @@ def own() -> Program:
     except PackageNotFoundError as error:
         raise Refusal(
             f"An MLflow server cannot be started here because {error.name} is not installed: "
-            "run `pip install 'hpcstress[server]'`, or give the address of a running server with --uri."
+            "run `pip install 'hpcstress[server]'`, or give the address of a running server."
         ) from None
     program = Program(sys.executable, found)
     if program.release < (3, 17):
         raise Refusal(
             f"MLflow {found} is too old to be started with a password from here: "
-            "run `pip install 'hpcstress[server]'` for a newer one, or give the address of a running server with --uri."
+            "run `pip install 'hpcstress[server]'` for a newer one, or give the address of a running server."
         )
     return program
 
@@ -99,8 +99,14 @@ def store(spec: Spec, site: Deployment) -> Database:
 
 
 def connections(spec: Spec) -> int:
-    """Return how many connections to its database one tracking server may open."""
-    return _STORES * spec.workers * (spec.pool or _SHIPPED_POOL)
+    """Return how many connections to its database a server may open; refuse more than that can have."""
+    wanted = _STORES * spec.workers * (spec.pool or _SHIPPED_POOL) * (spec.replicas if spec.takes("replicas") else 1)
+    if wanted > database.MOST_CONNECTIONS:
+        raise UsageRefusal(
+            f"{spec} may open {wanted:,} connections to its database, and PostgreSQL takes "
+            f"{database.MOST_CONNECTIONS:,} at most: give it fewer replicas, fewer workers or a smaller pool."
+        )
+    return wanted
 
 
 def assemble(spec: Spec, site: Deployment) -> Front:
@@ -194,7 +200,7 @@ def recipe(
         ready=lambda log: _started(log) >= spec.workers and answers(port, "127.0.0.1" if behind else site.address),
         files={"auth.ini": _sign_in(spec, chosen, data, password)} if signs_in else {},
         environment={
-            **clean(os.environ),
+            **inherited(os.environ),
             **_settings(spec),
             **data.environment,
             **(keys or {}),
@@ -217,12 +223,6 @@ def _users(chosen: Program, data: Database) -> str:
     """Return the address of the database of users: the one of runs where the two go together, else a file."""
     together = data.environment and chosen.release >= (3, 17)
     return f"postgresql+psycopg2://{data.place}" if together else "sqlite:///auth.db"
-
-
-def clean(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment without what was exported for clients or for another server."""
-    foreign = ("MLFLOW_", "UVICORN_", "PG", "GUNICORN_")
-    return {name: value for name, value in environment.items() if not name.startswith(foreign)}
 
 
 def _started(log: str) -> int:

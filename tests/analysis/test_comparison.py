@@ -8,8 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from analysis.comparison import RUN_DURATION, THROUGHPUT, Answer, Comparison, Verdict, compare
+from analysis.figures import style
+from analysis.figures.rivals import forest
 from analysis.rivals import Rival, Round, round_of
 from analysis.wording import headline, notes, unlike
 from hpcstress.plan import Plan
@@ -67,6 +70,8 @@ def said(comparison: Comparison) -> str:
 
 USUAL = rival("usual", range(3))
 FAST = rival("fast", range(10, 13), speed=10)
+EVEN = rival("even", range(40, 43))
+EVEN_BUT_FAILING = rival("failing", range(50, 53), faults=[replace(SLOW_FAILURE, after=0.05)])
 
 
 def test_every_operation_is_asked_about_and_every_load() -> None:
@@ -181,6 +186,31 @@ def test_a_server_that_fails_fast_is_not_called_faster() -> None:
     assert any(note.startswith("log_params: none failed with usual, ") for note in notes(comparison))
 
 
+def test_a_server_that_fails_fast_is_not_praised_before_anything_is_decided() -> None:
+    few = rival("usual", (1, 3))
+    failing = rival("failing", (30, 31), speed=10, faults=[FAST_FAILURE])
+    for rivals in ([few, failing], [failing, few]):
+        assert "times as fast" not in said(compare(rivals))
+        assert said(compare(rivals)).endswith(". failing fails more often in log_params.")
+
+
+def test_a_server_is_not_as_fast_as_another_because_it_fails() -> None:
+    for rivals in ([EVEN, EVEN_BUT_FAILING], [EVEN_BUT_FAILING, EVEN]):
+        answer = answers(compare(rivals, margin=10.0))["log_params"]
+        assert (answer.verdict, answer.why) == (Verdict.undecided, "failing fails more often")
+        assert answer.ratio.low > 1 / 11
+        assert answer.ratio.high < 11
+
+
+def test_who_fails_more_often_does_so_also_when_the_other_is_spoken_of() -> None:
+    for rivals in ([EVEN, EVEN_BUT_FAILING], [EVEN_BUT_FAILING, EVEN]):
+        (pair,) = compare(rivals).pairs
+        for one in (pair, pair.swapped()):
+            asked = one.answers[1].question
+            assert asked.failing is not None
+            assert (one.first, one.second)[asked.failing] is EVEN_BUT_FAILING
+
+
 def test_a_server_that_fails_slowly_is_slower() -> None:
     failing = rival("failing", range(30, 33), faults=[SLOW_FAILURE])
     about = answers(compare([USUAL, failing]))
@@ -288,3 +318,20 @@ def test_throughput_is_that_of_all_repeats_together() -> None:
     steps = one.statistics.steps
     good = sum(step.requests_per_second * step.load_seconds for step in steps)
     assert one.throughput(one.rungs[0]) == pytest.approx(good / sum(step.load_seconds for step in steps))
+
+
+# Pictures.
+
+
+@pytest.mark.parametrize("letters", [5, 24, 25, 48])
+def test_a_picture_has_room_for_the_names_of_two_servers(letters: int) -> None:
+    rivals = [replace(USUAL, name="n" * letters), replace(FAST, name="o" * letters)]
+    comparison = compare(rivals)
+    with style.context():
+        figure = forest(comparison.pairs[0], comparison.climb, 0.05)
+        figure.draw_without_rendering()
+        boxes = [text.get_window_extent() for text in figure.findobj(Text) if "n" * letters in text.get_text()]
+    assert len(boxes) == 2
+    for box in boxes:
+        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1

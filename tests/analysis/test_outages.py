@@ -106,3 +106,13 @@ def test_without_events_nothing_is_said() -> None:
 def test_the_answer_names_the_death_as_the_cause_of_what_failed_in_its_step() -> None:
     frame = job(*GOOD, *BAD, *LATER, told=events(KILLED))
     assert judge(frame, measure(frame).steps).answer.endswith(": meanwhile tracking-2 was killed by SIGKILL.")
+
+
+@pytest.mark.parametrize("played", [True, False])
+def test_a_death_before_the_first_step_is_told_as_such(played: bool) -> None:
+    told = events((BEGAN - 3.0, "database", "lost its guard, which was killed by SIGKILL"))
+    frame = job(*GOOD, told=told) if played else frame_of(attempts(), steps_of(attempts(), []), events=told)
+    (sentence,) = sentences(frame)
+    assert sentence == (
+        "Before the first step database lost its guard, which was killed by SIGKILL. No step was under way."
+    )

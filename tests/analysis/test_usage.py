@@ -141,6 +141,17 @@ def test_what_prometheus_told_with_the_same_labels_is_one_part() -> None:
     assert (requests.query, requests.name, requests.value.tolist()) == ("requests", "a:1 x", [3.0, 4.0])
 
 
+def test_what_prometheus_told_below_0_is_not_known_of_what_parts_used_and_kept_of_all_else() -> None:
+    below = [asked(query, "groupname=a", {1.0: -5.0, 2.0: 0.0}) for query in ("cpu", "memory", "balance")]
+    frame = job(prometheus=np.concatenate(below))
+    (part,) = usage(frame, BEGAN)
+    for values in (part.cores, part.memory):
+        assert np.isnan(values[0])
+        assert values[1] == 0
+    (balance,) = told(frame, BEGAN)
+    assert balance.value.tolist() == [-5.0, 0.0]
+
+
 def test_parts_that_both_know_are_told_apart() -> None:
     frame = job(server=counted(a=[("python", 0.1)]), prometheus=asked("cpu", "groupname=a", {1.0: 0.5}))
     assert [part.part for part in usage(frame, BEGAN)] == ["a", "a (Prometheus)"]

@@ -29,6 +29,11 @@ def test_what_a_replica_answers_itself_is_its_own_business() -> None:
     assert noticed(REPLICAS, "100.0 failed at 127.0.0.1:5001: 500\n") == []
 
 
+def test_one_request_is_one_request() -> None:
+    (event,) = noticed(REPLICAS, "100.0 failed at 127.0.0.1:5001: 502\n")
+    assert event.told == "took tracking-1 out; 1 request in all found it silent"
+
+
 def test_an_address_that_is_no_replica_is_not_told_of() -> None:
     assert noticed(REPLICAS, "100.0 failed at replicas: 502\n100.1 failed at 10.0.0.1:1: 502\n") == []
 
@@ -44,6 +49,10 @@ def test_each_replica_is_told_of_once_in_the_order_of_time() -> None:
 
 def test_a_request_that_was_sent_is_not_sent_twice() -> None:
     assert "non_idempotent" not in configuration("127.0.0.1", 80, [1, 2])
+
+
+def test_what_is_uploaded_is_passed_on_while_it_comes_and_not_kept_on_this_disk_first() -> None:
+    assert "proxy_request_buffering off;" in configuration("127.0.0.1", 80, [1])
 
 
 def test_it_listens_where_it_is_told_to() -> None:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -104,6 +105,12 @@ def test_what_a_process_has_used_is_there_after_its_end(child: Child) -> None:
     assert program.pid not in {use.pid for use in after}
     assert of(ENDED, after).cpu >= of(ENDED, during).cpu + 0.08
     assert sum(use.cpu for use in after) >= sum(use.cpu for use in during)
+
+
+def test_what_the_system_did_for_a_process_that_has_ended_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    spent = SimpleNamespace(ru_utime=100.0, ru_stime=1000.0)
+    monkeypatch.setattr(module, "resource", SimpleNamespace(getrusage=lambda _: spent, RUSAGE_CHILDREN=-1))
+    assert of(ENDED, Census(os.getpid()).take()).cpu == pytest.approx(1100.0)
 
 
 def test_the_sum_of_cpu_seconds_never_falls_where_a_process_is_missed(

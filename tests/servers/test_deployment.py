@@ -24,7 +24,7 @@ from hpcstress.errors import Interruption, Refusal
 from hpcstress.result import TABLES
 from hpcstress.servers import deployment
 from hpcstress.servers.deployment import Deployment, Front
-from hpcstress.servers.part import Recipe
+from hpcstress.servers.part import Event, Recipe
 
 Eventually = Callable[[Callable[[], object]], None]
 Little = Callable[..., Recipe]
@@ -62,6 +62,35 @@ def test_a_server_runs_in_a_private_folder_until_it_is_stopped(server: Deploymen
     assert not any(process.is_running() for process in processes)
     assert server.pids() == []
     assert list(temporary.iterdir()) == []
+
+
+def test_nothing_is_there_before_the_first_part_and_its_guard(little: Little, temporary: Path, tmp_path: Path) -> None:
+    # Whoever is killed while a program is being installed leaves no folder.
+    with Deployment("little") as server:
+        server.own(tmp_path / "elsewhere")
+        assert list(temporary.iterdir()) == []
+        server.add("tracking", little())
+        assert list(temporary.iterdir()) == [server.folder]
+    assert list(temporary.iterdir()) == []
+
+
+def test_what_a_part_is_given_is_for_its_owner_alone_from_the_first(
+    little: Little, deployed: Deployed, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: dict[str, int] = {}
+    write = Path.write_text
+
+    def watched(path: Path, text: str) -> int:
+        made[path.name] = stat.S_IMODE(path.stat().st_mode)
+        return write(path, text)
+
+    monkeypatch.setattr(Path, "write_text", watched)
+    before = os.umask(0)
+    try:
+        deployed(little()).stop()
+    finally:
+        os.umask(before)
+    assert made == {"settings.ini": 0o600}
 
 
 def test_a_folder_of_ones_own_is_made_private_and_removed(
@@ -162,7 +191,7 @@ def test_a_server_that_ends_while_it_starts_is_refused_with_its_last_words(
     sentence, *last, advice = str(refused.value).splitlines()
     assert sentence == "The part tracking of the server little ended with exit code 7. Its last lines:"
     assert last == [*(f"    line {number}" for number in range(9, 20)), "    password ***"]
-    assert advice == "Mend what they say, or give the address of a running server with --uri."
+    assert advice == "Mend what they say, or give the address of a running server."
     assert list(temporary.iterdir()) == []
 
 
@@ -396,6 +425,27 @@ def test_a_part_that_ends_while_the_next_one_starts_is_the_reason_for_the_refusa
     with pytest.raises(Refusal, match="The part tracking of the server little ended with exit code 3"):
         deployed(dies, little(ready=lambda _: False))
     assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("victim", "told"),
+    [("process", "was killed by SIGKILL"), ("guard", "lost its guard, which was killed by SIGKILL")],
+)
+def test_the_end_of_a_replica_is_news_once_while_the_server_goes_on(
+    little: Little, temporary: Path, eventually: Eventually, victim: str, told: str
+) -> None:
+    with Deployment("little") as server:
+        for name in ("tracking-1", "tracking-2"):
+            server.add(name, little(), replica=True)
+        assert server.news() == []
+        process = psutil.Process(server.part("tracking-2").pids()[0])
+        (process if victim == "process" else process.parent()).kill()
+        news: list[Event] = []
+        eventually(lambda: news.extend(server.news()) or news)
+        assert [(event.part, event.told) for event in news] == [("tracking-2", told)]
+        assert server.news() == []
+        assert server.obituary() is None
+        assert server.events() == news
 
 
 # Data that is kept.

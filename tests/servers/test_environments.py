@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from hpcstress import lock
@@ -128,6 +129,37 @@ def test_who_is_called_off_ends_uv_and_leaves_nothing(uv: Callable[[str], Path],
     assert [path.suffix for path in home.iterdir()] == [".lock"]
 
 
+def test_uv_does_not_see_the_paths_of_this_python(
+    uv: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("VIRTUAL_ENV", "PYTHONPATH", "CONDA_PREFIX"):
+        monkeypatch.setenv(name, "/of/this/python")
+    uv(f"env > {tmp_path / 'seen'}\n{WORKS}")
+    provide(WANTED, SAID.append)
+    assert "/of/this/python" not in (tmp_path / "seen").read_text()
+
+
+def test_the_death_of_hpcstress_ends_uv_and_leaves_nothing(
+    uv: Callable[[str], Path], home: Path, tmp_path: Path, eventually: Callable[[Callable[[], object]], None]
+) -> None:
+    pid = tmp_path / "pid"
+    uv(f"echo $$ > {pid}.part; mv {pid}.part {pid}; exec sleep 600")
+    code = f"""
+from hpcstress.servers import environments
+environments._uv = lambda _: {str(tmp_path / "uv")!r}
+environments.provide(environments.{WANTED!r}, print)
+"""
+    hpcstress = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+    try:
+        eventually(pid.exists)
+    finally:
+        hpcstress.kill()
+        hpcstress.wait()
+    eventually(lambda: [path.suffix for path in home.iterdir()] == [".lock"])
+    with pytest.raises(psutil.NoSuchProcess):
+        psutil.Process(int(pid.read_text()))
+
+
 @pytest.mark.parametrize(
     ("said", "reason"),
     [
@@ -178,12 +210,11 @@ def test_environments_are_where_caches_are(environment: dict[str, str], root: st
 
 
 def test_uv_takes_pips_mirror_where_it_has_none_of_its_own_and_the_systems_authorities() -> None:
-    pip = {"PIP_INDEX_URL": "https://mirror", "VIRTUAL_ENV": "/here", "PYTHONPATH": "/here", "HOME": "/home/a"}
+    pip = {"PIP_INDEX_URL": "https://mirror", "HTTPS_PROXY": "http://proxy", "HOME": "/home/a"}
     assert environments._environment(pip) == {
-        "PIP_INDEX_URL": "https://mirror",
+        **pip,
         "UV_DEFAULT_INDEX": "https://mirror",
         "UV_SYSTEM_CERTS": "true",
-        "HOME": "/home/a",
     }
     own = {**pip, "UV_INDEX_URL": "https://own", "UV_SYSTEM_CERTS": "false"}
     assert "UV_DEFAULT_INDEX" not in environments._environment(own)

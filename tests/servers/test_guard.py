@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pwd
@@ -369,12 +370,71 @@ def test_a_part_becomes_another_user(start: Start, eventually: Eventually) -> No
         assert not part.exists()
 
 
-def test_the_last_part_that_ends_takes_the_folder_of_them_all_with_it(start: Start, folder: Path) -> None:
-    assert stop(start("import time; time.sleep(600)")) == 0
-    assert not folder.parent.exists()
-
-
 def test_a_folder_of_them_all_in_which_something_is_left_stays(start: Start, folder: Path) -> None:
     (folder.parent / "another part").mkdir()
     assert stop(start("import time; time.sleep(600)")) == 0
     assert [path.name for path in folder.parent.iterdir()] == ["another part"]
+
+
+@pytest.fixture
+def places(folder: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Return the folder of a server, and one that it has elsewhere with something in it."""
+    ((elsewhere := tmp_path / "elsewhere") / "artifacts").mkdir(parents=True)
+    return folder.parent, elsewhere
+
+
+@pytest.fixture
+def pair(start: Start, places: tuple[Path, Path], eventually: Eventually) -> list[subprocess.Popen[bytes]]:
+    """Start two guards of one server."""
+    guards = []
+    for name in ("a part", "another part"):
+        (part := places[0] / name).mkdir(exist_ok=True)
+        orders = {"folder": str(part), "places": [*map(str, places)]}
+        guards.append(start("import time; open('ready', 'w').close(); time.sleep(600)", orders=orders))
+        eventually((part / "ready").exists)
+    return guards
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_what_belongs_to_all_parts_goes_with_the_last_one(
+    pair: list[subprocess.Popen[bytes]], places: tuple[Path, Path], first: int
+) -> None:
+    early = pair.pop(first)
+    early.terminate()
+    assert early.wait() == 0
+    assert (places[1] / "artifacts").exists()
+    assert stop(pair[0]) == 0
+    assert not any(place.exists() for place in places)
+
+
+def test_the_last_guard_removes_what_one_that_was_killed_has_left(
+    pair: list[subprocess.Popen[bytes]], places: tuple[Path, Path], eventually: Eventually
+) -> None:
+    killed, last = pair
+    orphans = tree(killed)
+    killed.kill()
+    killed.wait()
+    eventually(lambda: gone(orphans))
+    assert (places[0] / "a part").exists()
+    assert stop(last) == 0
+    assert not any(place.exists() for place in places)
+
+
+def test_guards_that_end_at_once_leave_nothing(pair: list[subprocess.Popen[bytes]], places: tuple[Path, Path]) -> None:
+    for guard in pair:
+        guard.stdin.close()
+    assert [guard.wait() for guard in pair] == [0, 0]
+    assert not any(place.exists() for place in places)
+
+
+def test_where_there_are_no_locks_the_last_guard_is_the_one_that_finds_no_other_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fcntl.flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks available")))
+    descriptor = guard_module.join(tmp_path)
+    try:
+        assert guard_module.is_last(descriptor, tmp_path)
+        (tmp_path / "another part").mkdir()
+        assert not guard_module.is_last(descriptor, tmp_path)
+    finally:
+        os.close(descriptor)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import socket
 
 import psutil
@@ -43,6 +44,15 @@ def test_a_port_that_somebody_listens_on_is_refused() -> None:
             Refusal, match=rf"^The port {port} of 127.0.0.1 cannot be had \(Address already in use\): give another"
         ):
             take(port)
+
+
+def test_a_port_that_this_user_may_not_have_is_refused_as_a_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket, "create_server", forbidden)
+    with pytest.raises(Refusal, match=r"^The port 80 of 127.0.0.1 cannot be had \(Permission denied\): give another"):
+        take(80)
 
 
 @pytest.mark.parametrize("port", [-1, 65536])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -98,3 +99,47 @@ def test_the_list_tells_of_every_server_part_and_option_and_of_what_is_missing(m
     assert "[]" not in told
     assert told.count("not here: ") == 1
     assert told.index("mlflow-postgres ") < told.index("not here: It is not installed") < told.index("fasttrackml")
+
+
+@pytest.fixture
+def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Recipe]]:
+    """Put a server together without installing or starting anything; return the recipes of its parts."""
+    from hpcstress.servers import balancer, database, fasttrackml, mlflow, mlflow_go, mount, objects, zones
+
+    for module in (fasttrackml, mlflow_go, objects):
+        monkeypatch.setattr(module, "provide", lambda *_: tmp_path)
+    for module in (mount, zones):
+        monkeypatch.setattr(module, "lacking", lambda: None)
+    monkeypatch.setattr(mlflow, "program", lambda *_: mlflow.Program(sys.executable, "3.17.2"))
+    monkeypatch.setattr(database, "_programs", lambda _: (tmp_path, "18"))
+    monkeypatch.setattr(database, "_open_to_all", lambda _: True)
+    monkeypatch.setattr(balancer, "_program", lambda _: tmp_path / "nginx")
+    monkeypatch.setattr(zones, "_need_boto3", lambda _: None)
+
+    def put_together(text: str) -> dict[str, Recipe]:
+        found: dict[str, Recipe] = {}
+        monkeypatch.setattr(Deployment, "add", lambda _, name, recipe, **__: found.update({name: recipe}))
+        spec = servers.read(text)
+        with Deployment(spec.name) as site:
+            servers._ASSEMBLE[spec.name](spec, site)
+        return found
+
+    return put_together
+
+
+@pytest.mark.parametrize("name", sorted(servers._ASSEMBLE))
+def test_no_part_inherits_a_secret_of_clients_or_a_proxy_that_would_be_between_it_and_the_others(
+    name: str, recipes: Callable[[str], dict[str, Recipe]], temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in (
+        *("MLFLOW_TRACKING_TOKEN", "MANTIK_PASSWORD", "PROMETHEUS_TOKEN", "PGPASSFILE", "FML_AUTH_USERS_CONFIG"),
+        *("AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_SESSION_TOKEN", "UVICORN_WORKERS", "WEED_MASTER"),
+        *("HTTP_PROXY", "https_proxy", "ALL_PROXY", "no_proxy", "grpc_proxy"),
+    ):
+        monkeypatch.setenv(variable, "of somebody else")
+    monkeypatch.setenv("PATH", "/bin:/usr/bin")
+    made = recipes(name)
+    assert made.keys() == set(SERVERS[name].parts)
+    for recipe in made.values():
+        assert "of somebody else" not in recipe.environment.values()
+        assert recipe.environment["PATH"].endswith("/bin:/usr/bin")

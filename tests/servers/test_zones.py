@@ -6,6 +6,7 @@ import re
 import signal
 import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,9 @@ from hpcstress import servers
 from hpcstress.errors import Refusal, UsageRefusal
 from hpcstress.folder import RunFolder
 from hpcstress.record import Outcome
+from hpcstress.servers import mlflow, zones
+from hpcstress.servers.deployment import Deployment
+from hpcstress.servers.part import Recipe
 from tests.servers.processes import hpcstress_process, until
 
 
@@ -70,25 +74,65 @@ def test_kubernetes_is_not_started_but_written() -> None:
 
 
 def test_s3_without_boto3_is_refused_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hpcstress.servers import mlflow, zones
-
     monkeypatch.setattr(mlflow, "own_with_postgres", lambda: mlflow.Program(sys.executable, "3.17.2"))
     monkeypatch.setattr(zones, "find_spec", lambda _: None)
     with pytest.raises(Refusal, match=r"boto3, which is not installed: run `pip install 'hpcstress\[server\]'`"):
         zones.own_with_s3()
 
 
-def test_a_shared_folder_of_ones_own_goes_with_the_server_unless_it_is_kept(tmp_path: Path) -> None:
-    from hpcstress.servers import zones
-    from hpcstress.servers.deployment import Deployment
+@pytest.mark.parametrize("text", ["multi-az,replicas=1000000", "multi-az,replicas=900", "local,workers=9999"])
+def test_more_connections_than_a_database_can_have_are_refused_before_anything_is_started(text: str) -> None:
+    with pytest.raises(UsageRefusal, match=r"connections to its database, and PostgreSQL takes 262,143 at most: give"):
+        zones.check(servers.read(text))
+    zones.check(servers.read("multi-az,replicas=100"))
 
-    spec = servers.read(f"multi-az-nfs,shared={tmp_path}")
-    for keep in (False, True):
-        site = Deployment(spec.name, tmp_path / f"server-{keep}" if keep else None, keep=keep)
-        try:
-            kept = zones._shared(spec, site)
-            assert Path(kept.place).parent == tmp_path
-            assert stat.S_IMODE(Path(kept.place).stat().st_mode) == 0o700
-            assert kept.after == (() if keep else (("rm", "-rf", kept.place),))
-        finally:
-            site.stop()
+
+@pytest.fixture
+def sharing(tmp_path: Path, little: Callable[..., Recipe]) -> Callable[[Deployment], Path]:
+    """Start two replicas with a folder in a directory of the site; return the folder."""
+
+    def start(site: Deployment) -> Path:
+        kept = zones._shared(servers.read(f"multi-az-nfs,shared={tmp_path}"), site)
+        # Whoever is killed now leaves nothing: there is no guard yet.
+        assert not Path(kept.place).exists()
+        for name in ("tracking-1", "tracking-2"):
+            site.add(name, little(before=kept.before), replica=True)
+        (Path(kept.place) / "a.txt").touch()
+        return Path(kept.place)
+
+    return start
+
+
+def test_a_shared_folder_is_of_the_server_alone_and_goes_with_its_last_part(
+    sharing: Callable[[Deployment], Path], tmp_path: Path
+) -> None:
+    with Deployment("multi-az-nfs", tmp_path / "server") as site:
+        folder = sharing(site)
+        assert folder.parent == tmp_path
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        guard = psutil.Process(site.part("tracking-2").pids()[0]).parent()
+        guard.terminate()
+        site.part("tracking-2")._guard.wait()
+        assert (folder / "a.txt").exists()
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_shared_folder_of_a_server_whose_start_fails_is_not_left(
+    little: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    with Deployment("multi-az-nfs", tmp_path / "server") as site:
+        zones._shared(servers.read(f"multi-az-nfs,shared={tmp_path}"), site)
+        with pytest.raises(Refusal):
+            site.add("database", little("raise SystemExit(1)"))
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_shared_folder_of_a_server_that_is_kept_is_found_again(
+    sharing: Callable[[Deployment], Path], tmp_path: Path
+) -> None:
+    (server := tmp_path / "kept" / "server").parent.mkdir()
+    with Deployment("multi-az-nfs", server, keep=True) as site:
+        folder = sharing(site)
+    with Deployment("multi-az-nfs", server, keep=True) as site:
+        assert zones._shared(servers.read(f"multi-az-nfs,shared={tmp_path}"), site).place == str(folder)
+    assert (folder / "a.txt").exists()
