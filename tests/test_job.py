@@ -83,9 +83,9 @@ def test_a_token_of_mantik_s_is_renewed_during_the_job(tmp_path: Path, monkeypat
 
 
 def test_a_token_that_cannot_be_renewed_fails_requests_and_a_note_says_why(tmp_path: Path) -> None:
-    with served(FakeMantik(1.5, dated=False, faults=Faults(delay=SLOW, at="2.0/"))) as server:
+    with served(FakeMantik(2.5, dated=False, faults=Faults(delay=SLOW, at="2.0/"))) as server:
         server.refuses = True
-        assert play(tmp_path / "job", LONG, server.environment) == 3
+        assert play(tmp_path / "job", replace(LONG, repeats=3), server.environment) == 3
         assert len(server.sign_ins) == 1
         secrets = server.secrets()
     with Result(tmp_path / "job" / "result.h5") as result:
