@@ -21,9 +21,10 @@ from hpcstress.errors import Refusal, UsageRefusal
 from hpcstress.executors import Order
 from hpcstress.folder import RunFolder, default_path
 from hpcstress.launcher import promised_size
-from hpcstress.plan import Plan, named
-from hpcstress.preflight import check_ranks
+from hpcstress.plan import USUAL_SERVER, Plan, named
+from hpcstress.preflight import check_ranks, check_sign_in
 from hpcstress.quantity import nearest, read_positive, read_positive_seconds
+from hpcstress.servers.spec import read
 from hpcstress.site import Site
 from hpcstress.site import named as site_named
 from hpcstress.submission import Job, Submission
@@ -170,11 +171,8 @@ def _check_slurm(jobs: Sequence[Job]) -> None:
     if os.environ.get("SBATCH_EXPORT", "ALL").partition(",")[0] != "ALL":
         raise UsageRefusal("SBATCH_EXPORT keeps the environment, in which the sign-in travels, from the job: unset it.")
     for job in jobs:
-        if job.nodes > 1 and job.plan.client != "null" and not is_named(job.plan.uri, os.environ):
-            raise UsageRefusal(
-                f"--nodes: a server that hpcstress starts itself is reached on one node only, and {job.label} has "
-                f"{job.nodes}: give --uri or MLFLOW_TRACKING_URI."
-            )
+        if job.plan.client != "null" and (job.plan.server or not is_named(job.plan.uri, os.environ)):
+            check_sign_in(read(job.plan.server or USUAL_SERVER), job.nodes)
 
 
 def _check_local(jobs: Sequence[Job]) -> None:

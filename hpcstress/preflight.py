@@ -17,6 +17,7 @@ from hpcstress.folder import open_files_limit
 from hpcstress.plan import Plan
 from hpcstress.quantity import count
 from hpcstress.record import Outcome
+from hpcstress.servers.spec import Spec
 
 # Standard streams, journal, event loop, MPI's sockets, libraries that are opened late.
 _OTHER_FILES = 200
@@ -118,6 +119,15 @@ async def wait_until_back(api: Api, seconds: float, given_up: Callable[[], bool]
             return None
         await asyncio.sleep(_PAUSE_SECONDS)
     return monotonic() - began
+
+
+def check_sign_in(server: Spec, hosts: int) -> None:
+    """Refuse to start a server for several hosts that asks nobody for a password."""
+    if hosts > 1 and not server.signs_in:
+        raise UsageRefusal(
+            f"--server: {server} has no sign-in, and on {hosts} hosts everybody in their network could write to it: "
+            "take another one, or start it yourself and give its address with --uri."
+        )
 
 
 def check_ranks(plan: Plan, ranks: int) -> None:

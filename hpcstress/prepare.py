@@ -28,13 +28,14 @@ from hpcstress.estimate import estimate
 from hpcstress.folder import RunFolder, node_place
 from hpcstress.plan import USUAL_SERVER, Plan
 from hpcstress.prefill import Ground, find
-from hpcstress.preflight import Experiment, check_open_files, check_ranks, find_experiment, sign_in
+from hpcstress.preflight import Experiment, check_open_files, check_ranks, check_sign_in, find_experiment, sign_in
 from hpcstress.progress import Progress
 from hpcstress.prometheus import Prometheus, reach
 from hpcstress.quantity import count
 from hpcstress.ranks import World
 from hpcstress.record import Outcome
 from hpcstress.schedule import Step
+from hpcstress.servers import node
 from hpcstress.stop import Stop
 from hpcstress.target import Target, Token, is_named, store_of, without_address
 from hpcstress.workloads import prefilled, shares_a_run
@@ -70,13 +71,17 @@ class Setup:
 def prepare(
     plan: Plan,
     world: World,
+    hosts: int,
     folder: RunFolder,
     environment: Mapping[str, str],
     progress: Progress,
     resources: ExitStack,
     stop: Stop,
 ) -> Setup:
-    """Prepare a job on rank 0. What it opens is closed with `resources`; a refusal leaves nothing behind."""
+    """Prepare a job on rank 0. What it opens is closed with `resources`; a refusal leaves nothing behind.
+
+    A server that it starts listens on this machine alone, or where the ranks are on several hosts, at its address.
+    """
     check_ranks(plan, world.size)
     told = estimate(plan)
     watched = reach(plan, environment)
@@ -85,7 +90,7 @@ def prepare(
     check_open_files(told.connections * (2 if plan.client == "stock" else 1), world.size)
     folder.create(told.journal_bytes)
     try:
-        setup = _reach(plan, environment, progress, resources, stop)
+        setup = _reach(plan, hosts, environment, progress, resources, stop)
         stop.check()
         setup.facts |= _facts(world, environment)
         if place := node_place(setup.session, environment):
@@ -104,7 +109,9 @@ def prepare(
     return setup
 
 
-def _reach(plan: Plan, environment: Mapping[str, str], progress: Progress, resources: ExitStack, stop: Stop) -> Setup:
+def _reach(
+    plan: Plan, hosts: int, environment: Mapping[str, str], progress: Progress, resources: ExitStack, stop: Stop
+) -> Setup:
     session = secrets.token_hex(6)
     if plan.server:
         # Who names a server to start does not mean the one that an address exported for others leads to.
@@ -118,7 +125,9 @@ def _reach(plan: Plan, environment: Mapping[str, str], progress: Progress, resou
         spec = servers.read(plan.server or USUAL_SERVER)
         if workloads.workspaces(plan) and spec.takes("workspaces"):
             spec = replace(spec, workspaces=True)
-        server = resources.enter_context(servers.start(spec, say=progress.say, check=stop.check))
+        check_sign_in(spec, hosts)
+        host = node.address(environment) if hosts > 1 else "127.0.0.1"
+        server = resources.enter_context(servers.start(spec, say=progress.say, check=stop.check, host=host))
         environment = started = server.environment
     target, version_told, experiment, spaces, ground = asyncio.run(_arrive(plan, environment))
     facts: dict[str, Any] = {

@@ -139,7 +139,10 @@ def test_with_weak_scaling_no_node_has_less_to_do_than_the_first(size: int, leas
         ({"rums": "5"}, "There is no option --rums. Did you mean --runs"),
         ({"runs": "ten"}, "--runs: The ladder 'ten'"),
         ({"uri": "http://me:pa55word@h"}, "--uri: "),
-        ({"uri": "", "nodes": 2}, "--nodes: a server that hpcstress starts itself is reached on one node only"),
+        (
+            {"uri": "", "server": "mlflow-go-sqlite", "nodes": 2},
+            "--server: mlflow-go-sqlite has no sign-in, and on 2 hosts everybody in their network could write to it",
+        ),
         ({"cluster": "local", "account": "x"}, "are Slurm's: leave them out with --cluster local."),
         ({"cluster": "local", "site": "juwels-booster"}, "are Slurm's: leave them out with --cluster local."),
         ({"cluster": "debug", "ranks_per_node": 2}, "--cluster debug plays one plan as the only rank"),

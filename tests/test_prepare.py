@@ -11,22 +11,24 @@ from typing import Self
 import pytest
 
 from hpcstress.clients import Place
-from hpcstress.errors import Interruption, Refusal
+from hpcstress.errors import Interruption, Refusal, UsageRefusal
 from hpcstress.folder import RunFolder
 from hpcstress.plan import Plan, from_toml
 from hpcstress.prepare import Setup, prepare
 from hpcstress.progress import Progress
 from hpcstress.ranks import World
-from hpcstress.servers import read
+from hpcstress.servers import Spec, read
 from hpcstress.stop import Stop
 from tests.fake_mantik import FakeMantik
 from tests.fake_mlflow import Faults, served, serving
 from tests.jobs import SMALL, Heard
 
 
-def prepared(folder: Path, plan: Plan, environment: Mapping[str, str], progress: Progress | None = None) -> Setup:
+def prepared(
+    folder: Path, plan: Plan, environment: Mapping[str, str], progress: Progress | None = None, hosts: int = 1
+) -> Setup:
     with ExitStack() as resources:
-        return prepare(plan, World(), RunFolder(folder), environment, progress or Progress(), resources, Stop())
+        return prepare(plan, World(), hosts, RunFolder(folder), environment, progress or Progress(), resources, Stop())
 
 
 def refused(folder: Path, plan: Plan, environment: Mapping[str, str]) -> str:
@@ -250,5 +252,32 @@ def test_a_signal_before_any_load_is_an_interruption_that_leaves_nothing(tmp_pat
     stop = Stop()
     stop.asked = True
     with serving() as server, ExitStack() as resources, pytest.raises(Interruption):
-        prepare(SMALL, World(), RunFolder(tmp_path / "job"), server.environment, Progress(), resources, stop)
+        prepare(SMALL, World(), 1, RunFolder(tmp_path / "job"), server.environment, Progress(), resources, stop)
+    assert not (tmp_path / "job").exists()
+
+
+# A server that is started for the job.
+
+
+@pytest.mark.parametrize(("hosts", "listens"), [(1, "127.0.0.1"), (2, "10.0.0.7")])
+def test_a_server_listens_where_all_ranks_reach_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hosts: int, listens: str
+) -> None:
+    heard = []
+
+    def start(spec: Spec, *, host: str, **_: object) -> None:
+        heard.append((str(spec), host))
+        raise Refusal("That is enough.")
+
+    monkeypatch.setattr("hpcstress.servers.start", start)
+    monkeypatch.setattr("hpcstress.servers.node.address", lambda _: "10.0.0.7")
+    with pytest.raises(Refusal, match="That is enough"):
+        prepared(tmp_path / "job", replace(SMALL, server="mlflow-postgres"), {}, hosts=hosts)
+    assert heard == [("mlflow-postgres", listens)]
+
+
+@pytest.mark.parametrize("server", ["mlflow-sqlite,auth=none", "mlflow-go-postgres"])
+def test_a_server_without_sign_in_is_not_started_for_several_hosts(tmp_path: Path, server: str) -> None:
+    with pytest.raises(UsageRefusal, match=rf"{server} has no sign-in, and on 3 hosts everybody"):
+        prepared(tmp_path / "job", replace(SMALL, server=server), {}, hosts=3)
     assert not (tmp_path / "job").exists()

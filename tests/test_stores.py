@@ -128,7 +128,7 @@ def test_mlflows_client_needs_a_file_beside_each_connection(monkeypatch: pytest.
     for client in ("wire", "stock"):
         # The folder is what comes next, and is missing here.
         with pytest.raises(AttributeError):
-            prepare.prepare(Plan(runs=(40,), client=client), _World(), None, {}, None, None, None)  # type: ignore[arg-type]
+            prepare.prepare(Plan(runs=(40,), client=client), _World(), 1, None, {}, None, None, None)  # type: ignore[arg-type]
     assert asked == [40, 80]
 
 

@@ -139,6 +139,11 @@ class Spec:
         value, kind = getattr(self, option), OPTIONS[option]["kind"]
         return option if value is True else f"{option}={kind.text(value)}"
 
+    @property
+    def signs_in(self) -> bool:
+        """Tell whether it asks for a password."""
+        return bool(SERVERS[self.name].auth) and self.auth != "none"
+
     def takes(self, option: str) -> bool:
         """Tell whether the server has an option."""
         return option in SERVERS[self.name].options
