@@ -79,7 +79,7 @@ def run_job(
     """
     stop = stop or Stop(speaks=world.rank == 0, place=folder.path)
     with ExitStack() as resources, stop.listening():
-        hosts = len({*world.collect(gethostname())})
+        hosts = len({*world.collect(node_name(environment))})
         setup = world.only_first(lambda: prepare(plan, world, hosts, folder, environment, progress, resources, stop))
         if plan.artifact_folder:
             world.first_refusal(lambda: listed(plan.artifact_folder))
