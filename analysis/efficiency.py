@@ -12,13 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from statistics import mean, median
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from analysis.frame import Columns, Frame
-from analysis.percentiles import Values
+from analysis.percentiles import Values, middle
 from analysis.statistics import StepStatistics
 from analysis.units import count, number, seconds
 
@@ -73,7 +72,7 @@ class Point:
     @property
     def efficiency(self) -> float:
         """Return the median of the efficiencies."""
-        return median(self.efficiencies)
+        return middle(self.efficiencies)
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Curve:
     def ideal(self, ranks: float) -> float:
         """Return how many good answers per second would be ideal."""
         first = self.points[0]
-        return median(first.rates) * ranks / first.ranks
+        return middle(first.rates) * ranks / first.ranks
 
     @property
     def sentence(self) -> str:
@@ -150,7 +149,7 @@ def rows(found: Iterable[Curve]) -> list[dict[str, Any]]:
             "repeats": len(point.rates),
             "ideal_per_second": curve.ideal(point.ranks),
             "answers_per_second_min": min(point.rates),
-            "answers_per_second_median": median(point.rates),
+            "answers_per_second_median": middle(point.rates),
             "answers_per_second_max": max(point.rates),
             "efficiency_min": min(point.efficiencies),
             "efficiency_median": point.efficiency,
@@ -183,15 +182,15 @@ def _points(group: list[Measured]) -> tuple[Point, ...]:
     for step in sorted(group, key=lambda step: step.ranks):
         by_ranks.setdefault(step.ranks, []).append(step)
     fewest = min(by_ranks)
-    base = median(step.answers_per_second for step in by_ranks[fewest]) / fewest
+    base = middle(step.answers_per_second for step in by_ranks[fewest]) / fewest
     return tuple(
         Point(
             ranks,
             steps[0].size,
             tuple(sorted(step.answers_per_second for step in steps)),
             tuple(sorted(step.answers_per_second / ranks / base for step in steps)),
-            median(step.service for step in steps),
-            Parts(*(mean(shares) for shares in zip(*(step.parts for step in steps), strict=True))),
+            middle(step.service for step in steps),
+            Parts(*(float(np.mean(shares)) for shares in zip(*(step.parts for step in steps), strict=True))),
         )
         for ranks, steps in by_ranks.items()
     )

@@ -110,3 +110,8 @@ def interval_ranks(count: int, level: float, confidence: float = CONFIDENCE) -> 
     low = first + int(np.searchsorted(at_most, tail, side="right"))
     high = first + int(np.searchsorted(at_most, 1 - tail, side="left")) + 1
     return max(1, low), min(count, high)
+
+
+def middle(values: Iterable[float]) -> float:
+    """Return the median of some numbers; Python's own `statistics` is out of sight for a notebook beside ours."""
+    return float(np.median([*values]))

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from analysis.gallery import Gallery
 from analysis.ladders import varied
 from analysis.outages import outages, sentences
 from analysis.page import saved, template, writing
-from analysis.percentiles import Estimate
+from analysis.percentiles import Estimate, middle
 from analysis.sign_in import cost_of_sign_in
 from analysis.statistics import Statistics, measure
 from analysis.summary import summary
@@ -68,7 +67,7 @@ def write_report(results: Sequence[Path], folder: Path | None = None) -> Path:
 def _template() -> Any:
     return template(
         PAGE,
-        filters={"estimate": _estimate, "unbroken": _unbroken, "median": median},
+        filters={"estimate": _estimate, "unbroken": _unbroken, "median": middle},
         interval=units.interval,
         varied=varied,
     )

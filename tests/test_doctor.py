@@ -97,7 +97,7 @@ def test_a_server_that_is_not_there_is_trouble() -> None:
         pass
     [finding] = findings(server)
     assert (finding.reached, finding.server) == (False, "")
-    assert "cannot be reached (connecting): start it, or correct --uri." in finding.trouble
+    assert "cannot be reached (connecting): start it, or correct its address." in finding.trouble
 
 
 def test_trouble_after_the_first_sign_in_is_a_finding() -> None:
