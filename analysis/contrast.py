@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from analysis.frame import texts
 from analysis.rivals import Rival, Round
 from analysis.units import UNKNOWN
 from hpcstress.plan import flag
@@ -56,7 +56,7 @@ class Contrast:
 def contrast(rivals: Sequence[Rival]) -> Contrast:
     """Return how the plans and facts of servers differ; rounds of one server that differ are told, too."""
     swept = {name for rival in rivals for one in rival.rounds for name in _swept(one)}
-    plans = _differences(rivals, lambda one: _plain(one.plan), _OWN_OPTIONS)
+    plans = _differences(rivals, lambda one: dict(texts(one.plan)), _OWN_OPTIONS)
     changed = {difference.what for difference in plans} - swept
     forbidden: dict[str, str] = {}
     for name in changed:
@@ -66,7 +66,7 @@ def contrast(rivals: Sequence[Rival]) -> Contrast:
             forbidden.setdefault("run", flag(name))
     return Contrast(
         plans=tuple(Difference(flag(difference.what), difference.values) for difference in plans),
-        facts=tuple(_differences(rivals, lambda one: dict(_flat(one.facts)), _OWN)),
+        facts=tuple(_differences(rivals, lambda one: dict(texts(one.facts)), _OWN)),
         forbidden=forbidden,
     )
 
@@ -84,22 +84,6 @@ def _differences(
         if len({value for of in values for value in of}) > 1:
             found.append(Difference(name, tuple(" / ".join(of) for of in values)))
     return found
-
-
-def _plain(plan: Mapping[str, Any]) -> dict[str, str]:
-    return {name: _text(value) for name, value in plan.items()}
-
-
-def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in facts.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name} ")
-        else:
-            yield f"{prefix}{name}", _text(value)
-
-
-def _text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _swept(one: Round) -> list[str]:

@@ -109,6 +109,20 @@ def see_that_each_is_another(results: Sequence[Path]) -> None:
         known[place] = result
 
 
+def text_of(value: object) -> str:
+    """Return an option or a fact as one reads it."""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def texts(told: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the names and texts of options or facts; what lies within another one has both names."""
+    for name, value in told.items():
+        if isinstance(value, Mapping):
+            yield from texts(value, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", text_of(value)
+
+
 def option_of(plan: Mapping[str, Scalar], name: str, variation: str) -> Any:
     """Return an option of a plan as it is on the rungs of a variation; None of one that the plan has not."""
     return value_of(name, varied(variation).get(name, plan.get(name)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from analysis import efficiency, figures, units
 from analysis.client_tax import calls_of, compare, pairs_of
 from analysis.figures import style
-from analysis.frame import Frame, read, see_that_each_is_another
+from analysis.frame import Frame, read, see_that_each_is_another, text_of, texts
 from analysis.gallery import Gallery
 from analysis.ladders import varied
 from analysis.outages import outages, sentences
@@ -105,7 +105,7 @@ def _section(path: Path, home: Path, beside: str, anchor: str, gallery: Gallery,
         "few": any(not step.service.p99.enough for step in statistics.steps),
         "changed": [row for row in _plan(frame.plan) if row["changed"]],
         "options": _plan(frame.plan),
-        "facts": [*_facts(frame.facts), ("attempts", f"{frame.length:,}"), ("ranks", _ranks(frame))],
+        "facts": [*texts(frame.facts), ("attempts", f"{frame.length:,}"), ("ranks", _ranks(frame))],
     }
 
 
@@ -181,25 +181,13 @@ def _plan(options: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "flag": flag(name),
-            "value": _text(value),
-            "default": _text(default[name]) if name in default else units.UNKNOWN,
+            "value": text_of(value),
+            "default": text_of(default[name]) if name in default else units.UNKNOWN,
             "changed": name not in default or value != default[name],
             "help": OPTIONS[name].metadata["help"] if name in OPTIONS else "An option of another hpcstress.",
         }
         for name, value in options.items()
     ]
-
-
-def _text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _facts(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in facts.items():
-        if isinstance(value, Mapping):
-            yield from _facts(value, f"{prefix}{name} ")
-        else:
-            yield f"{prefix}{name}", _text(value)
 
 
 def _ranks(frame: Frame) -> str:

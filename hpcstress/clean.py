@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -47,14 +48,14 @@ class Cleaned:
     traces: int | None = 0
 
 
-def traces(plan: Plan, session: str, rows: Rows) -> list[str]:
+def traces(plan: Plan, session: str, read: Callable[[], Rows]) -> list[str]:
     """Return the ids of all traces that a job may have created, those of its warm-up, too.
 
-    `rows` are its attempts, with the columns step, run and op.
+    `read` returns its attempts, with the columns step, run and op; only a job of traces has them read.
     """
     if plan.workload != "traces":
         return []
-    content = Content(plan, session)
+    content, rows = Content(plan, session), read()
     sent = np.unique(rows[rows["op"] == Operation.log_spans][["step", "run"]])
     runs = [*sent.tolist(), *((WARMUP, number) for number in range(plan.warmup))]
     return [content.run(step, number).trace(0).trace_id for step, number in runs]
@@ -109,7 +110,7 @@ def clean_result(
     """Clean the server of a result: sign in there, and delete what its job has created."""
     with Result(result) as opened:
         facts, plan = opened.facts, from_toml(opened.plan_toml)
-        traced = traces(plan, str(facts.get("session")), opened.rows(("step", "run", "op")))
+        traced = traces(plan, str(facts.get("session")), partial(opened.rows, ("step", "run", "op")))
     if "experiment_id" not in facts:
         raise Refusal(f"The job of {result} had no server: there is nothing to clean.")
 

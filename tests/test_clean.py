@@ -93,10 +93,10 @@ def test_the_traces_of_a_job_are_those_that_it_has_tried_to_log_and_those_of_its
     plan = Plan(workload="traces", warmup=2)
     runs = [(0, 3), (1, 3), (WARMUP, 0), (WARMUP, 1)]
     expected = {Content(plan, "mine").run(*run).trace(0).trace_id for run in runs}
-    assert set(traces(plan, "mine", ROWS)) == expected
+    assert set(traces(plan, "mine", lambda: ROWS)) == expected
     assert len(expected) == 4
-    assert expected.isdisjoint(traces(plan, "another", ROWS))
-    assert traces(replace(plan, workload="models"), "mine", ROWS) == []
+    assert expected.isdisjoint(traces(plan, "another", lambda: ROWS))
+    assert traces(replace(plan, workload="models"), "mine", lambda: ROWS) == []
 
 
 def test_traces_are_deleted_by_the_hundred_and_no_others(tmp_path: Path) -> None:
