@@ -156,7 +156,7 @@ def test_a_job_whose_time_is_nearly_over_ends_its_load_and_keeps_its_result(clus
 def test_what_a_job_refuses_with_is_told_once() -> None:
     code, said = ended(submit("parallel-runs", nodes=4, uri="http://127.0.0.1:9", output="job", **TINY))
     assert code == 1
-    assert said.count("The server http://127.0.0.1:9 cannot be reached (signing in): start it, or correct --uri.") == 1
+    assert said.count("The server http://127.0.0.1:9 cannot be reached (signing in): start it, or correct its ") == 1
     assert "Traceback" not in said
 
 
