@@ -120,6 +120,9 @@ TABLES: dict[str, np.dtype[Any]] = {
     ),
 }
 
+# What h5py raises, and what follows, where bytes of a file are not as they were written.
+_DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError)
+
 # What an older hpcstress did not write, and what then stands in its place.
 _ADDED: dict[str, object] = {
     "steps/runs_begun": 0,
@@ -287,7 +290,7 @@ class Result:
         try:
             self._file = h5py.File(self.path, "r")
             version = int(self._file.attrs["format_version"])
-        except (OSError, KeyError, ValueError, TypeError) as error:
+        except _DAMAGE as error:
             raise Refusal(
                 f"{self.path} is damaged or no hpcstress result ({_first_line(error)}): "
                 "make it anew from its journals with `hpcstress recover DIR`, if they are still there."
@@ -303,7 +306,7 @@ class Result:
             self.notes: list[str] = [str(note) for note in json.loads(self._file.attrs["notes"])]
             self.complete = bool(self._file.attrs["complete"])
             self.length = int(self._file["attempts/op"].shape[0])
-        except (OSError, KeyError, ValueError, TypeError) as error:
+        except _DAMAGE as error:
             raise Refusal(
                 f"{self.path} is damaged ({_first_line(error)}): make it anew with `hpcstress recover DIR`."
             ) from None
@@ -346,13 +349,13 @@ class Result:
     def _has(self, dataset: str) -> bool:
         try:
             return dataset in self._file
-        except (RuntimeError, KeyError) as error:
+        except _DAMAGE as error:
             raise self._damaged(dataset, error) from None
 
     def _read(self, dataset: str, chosen: slice) -> Rows:
         try:
             return np.asarray(self._file[dataset][chosen])
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        except _DAMAGE as error:
             raise self._damaged(dataset, error) from None
 
     def _damaged(self, where: str, why: object) -> Refusal:

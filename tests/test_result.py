@@ -384,6 +384,20 @@ def test_damage_is_never_read_as_data_and_never_more_than_a_refusal(whole: bytes
     assert refusals > 200
 
 
+def test_no_single_byte_is_damaged_unseen(tmp_path: Path) -> None:
+    path = write(tmp_path / "result.h5", made_rows(3))
+    whole, expected = path.read_bytes(), contents(path)
+    told = [place for place, byte in enumerate(whole) if byte]
+    refusals = 0
+    for place in told[::97]:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            assert contents(path) == expected, place
+        except Refusal:
+            refusals += 1
+    assert refusals > 200
+
+
 def test_of_a_result_from_before_a_column_the_column_is_empty(tmp_path: Path) -> None:
     path = write(tmp_path / "result.h5", made_rows(3))
     later = {
