@@ -1,8 +1,8 @@
 """This rank's clock against rank 0's: offset, drift, error bound. Pure functions of what a ping-pong measured.
 
 The clock is `time.monotonic_ns`, which no administrator sets. A round trip began at `sent` and ended at `received` on
-this rank's clock; another rank answered in between, when its own clock read `remote`. Ranks form a tree: each asks its
-parent, which has asked its own before, and so 10,000 ranks are measured in the time of fourteen.
+this rank's clock; another rank answered in between, when its own clock read `remote`. Ranks of one kernel read the very
+same clock: one of them asks for all. Those who ask form a tree: each asks its parent, which has asked its own before.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from hpcstress.tree import branch
 
 
 class Ping(NamedTuple):
@@ -35,16 +37,31 @@ _PATIENCE_NS = 300_000_000
 _UNKNOWN_PPM = 500
 
 
-def parent(rank: int) -> int:
-    """Return the rank that a rank other than 0 asks for the time: the one without its lowest bit, a near neighbour."""
-    return rank & (rank - 1)
+class Sources(NamedTuple):
+    """Hold from whom a rank has the time: the one it measures against, or one that reads the same clock and measures.
+
+    Rank 0 has neither. `asked_by` measure against this rank, `read_with` it are those who take over what it has found.
+    """
+
+    asks: int | None
+    same_as: int | None
+    asked_by: list[int]
+    read_with: list[int]
 
 
-def children(rank: int, size: int) -> list[int]:
-    """Return the ranks that ask this one, those first that most others wait for."""
-    reach = rank & -rank or size
-    steps = [1 << bit for bit in range(size.bit_length()) if 1 << bit < reach]
-    return [rank + step for step in reversed(steps) if rank + step < size]
+def sources(clocks: Sequence[str]) -> list[Sources]:
+    """Return from whom each rank has the time, where the names of their clocks are equal if the clocks are the same."""
+    readers: dict[str, list[int]] = {}
+    for rank, clock in enumerate(clocks):
+        readers.setdefault(clock, []).append(rank)
+    first = [together[0] for together in readers.values()]
+    found = {}
+    for place, (asker, *others) in enumerate(readers.values()):
+        own = branch(place, len(first))
+        asks = None if own.parent is None else first[own.parent]
+        found[asker] = Sources(asks, None, [first[part[0]] for part in own.children], others)
+        found |= {rank: Sources(None, asker, [], []) for rank in others}
+    return [found[rank] for rank in range(len(clocks))]
 
 
 def enough(pings: Sequence[Ping]) -> bool:

@@ -50,12 +50,12 @@ from hpcstress.schedule import PREFILL, Step, steps, warmup
 from hpcstress.stop import Stop
 from hpcstress.summary import StepSummary
 from hpcstress.tokens import Renewal
+from hpcstress.tree import levels
 from hpcstress.worker import Clients, Filling, Health, Share, Tally, Worker
 from hpcstress.workloads import Prefill, load, prefilled, shares_a_run
 
-# Long enough for the word of the common start to reach everybody through sleeping polls.
-_LEAD_NS = 150_000_000
-_LEAD_PER_RANK_NS = 1_000_000
+# Long enough for the word of the common start to reach everybody through the sleeping polls of each hand it goes by.
+_LEAD_NS = 100_000_000
 # Crystals part by a millisecond in some tens of seconds.
 _CLOCK_AGE_NS = 10_000_000_000
 _BEAT_SECONDS = 0.1
@@ -354,7 +354,7 @@ class Job:
         if old:
             self.course.add(world.offset())
         if self.books is not None:
-            start = monotonic_ns() + _LEAD_NS + _LEAD_PER_RANK_NS * world.size
+            start = monotonic_ns() + _LEAD_NS * (1 + levels(world.size))
             began = time.time() + (start - monotonic_ns()) / 1e9
             measured = step.number < PREFILL
             if measured:

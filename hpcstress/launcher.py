@@ -1,4 +1,4 @@
-"""What the launcher says before MPI is loaded: how many ranks there are, which one this is, since when it runs."""
+"""What is known before MPI is loaded: how many ranks the launcher says, which one this is, its node and clock."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from socket import gethostname
+from uuid import uuid4
 
 from hpcstress.quantity import count
 
@@ -33,6 +34,22 @@ def is_first_of_node(environment: Mapping[str, str]) -> bool:
 def node_name(environment: Mapping[str, str]) -> str:
     """Return the name of this machine, as Slurm calls it where it has started this process."""
     return environment.get("SLURMD_NODENAME") or gethostname()
+
+
+def clock_name() -> str:
+    """Return a name for the clock that `time.monotonic_ns` reads here: equal names mean the same clock.
+
+    A kernel has one for all its processes, except those in a time namespace of their own (time_namespaces(7)).
+    """
+    try:
+        kernel = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except OSError:
+        return uuid4().hex
+    try:
+        return f"{kernel} {Path('/proc/self/ns/time').readlink()}"
+    except OSError:
+        # Kernels before 5.6 have no other time.
+        return kernel
 
 
 def _number(environment: Mapping[str, str], names: tuple[str, ...]) -> int | None:

@@ -18,12 +18,13 @@ from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
-from hpcstress.clocks import NO_OFFSET, Offset, Ping, aged, children, enough, offset_of, parent, through
+from hpcstress.clocks import NO_OFFSET, Offset, Ping, Sources, aged, enough, offset_of, sources, through
 from hpcstress.errors import FAILED, Refusal
-from hpcstress.launcher import is_first_of_node, node_name, promised_rank, promised_size, wrong_size
+from hpcstress.launcher import clock_name, is_first_of_node, node_name, promised_rank, promised_size, wrong_size
 from hpcstress.leftovers import sweep
 from hpcstress.quantity import count
 from hpcstress.record import RECORD
+from hpcstress.tree import branch
 from hpcstress.watch import Watch
 
 T = TypeVar("T")
@@ -141,6 +142,8 @@ class MpiWorld(World):
         self.rank = comm.rank
         self.size = comm.size
         self.library = _library(MPI)
+        self._parent, self._children = branch(self.rank, self.size)
+        self._sources: Sources | None = None
         self._beats: dict[int, Any] = {}
         self._unsent: list[Any] = []
 
@@ -154,39 +157,53 @@ class MpiWorld(World):
     def _send(self, value: object, rank: int, tag: Tag) -> None:
         self._wait(self._comm.isend(value, rank, tag))
 
+    def _send_down(self, words: Iterable[object]) -> None:
+        # All at once: who is slow to listen keeps nobody else waiting.
+        sent = [self._comm.isend(word, child[0], Tag.word) for child, word in zip(self._children, words, strict=True)]
+        for request in sent:
+            self._wait(request)
+
     def _receive(self, rank: int, tag: Tag) -> Any:
         message = _poll(lambda: self._comm.improbe(rank, tag), _is_there)
         return message.recv()
 
     def tell(self, value: T | None) -> T:
-        if self.rank == 0:
-            for rank in range(1, self.size):
-                self._send(value, rank, Tag.word)
-            assert value is not None
-            return value
-        told: T = self._receive(0, Tag.word)
-        return told
+        told: T | None = value if self._parent is None else self._receive(self._parent, Tag.word)
+        self._send_down([told] * len(self._children))
+        assert told is not None or self.rank
+        return told  # type: ignore[return-value]
 
     def collect(self, value: T) -> list[T]:
-        if self.rank == 0:
-            return [value, *(self._receive(rank, Tag.word) for rank in range(1, self.size))]
-        self._send(value, 0, Tag.word)
+        heard = [value]
+        for child in self._children:
+            heard += self._receive(child[0], Tag.word)
+        if self._parent is None:
+            return heard
+        self._send(heard, self._parent, Tag.word)
         return []
 
     def deal(self, values: list[T] | None) -> T:
-        if self.rank == 0:
-            assert values is not None
-            for rank in range(1, self.size):
-                self._send(values[rank], rank, Tag.word)
-            return values[0]
-        dealt: T = self._receive(0, Tag.word)
-        return dealt
+        mine: list[T] | None = values if self._parent is None else self._receive(self._parent, Tag.word)
+        assert mine is not None
+        self._send_down(mine[child[0] - self.rank : child[-1] + 1 - self.rank] for child in self._children)
+        return mine[0]
 
     def offset(self) -> Offset:
-        mine = self._ask_time(parent(self.rank)) if self.rank else NO_OFFSET._replace(at=monotonic_ns())
-        for rank in children(self.rank, self.size):
+        if self._sources is None:
+            clocks = self.collect(clock_name())
+            self._sources = self.deal(sources(clocks) if self.rank == 0 else None)
+        mine = self._measured(self._sources)
+        for rank in self._sources.asked_by:
             self._tell_time(rank, mine)
+        for rank in self._sources.read_with:
+            self._send(mine, rank, Tag.clock)
         return mine
+
+    def _measured(self, known: Sources) -> Offset:
+        if known.same_as is not None:
+            told: Offset = self._receive(known.same_as, Tag.clock)
+            return told
+        return NO_OFFSET._replace(at=monotonic_ns()) if known.asks is None else self._ask_time(known.asks)
 
     def _ask_time(self, rank: int) -> Offset:
         # A word wakes the other rank first, so that its sleep is not taken for distance. Only such a pair blocks, for a

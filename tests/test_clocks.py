@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcstress.clocks import NO_OFFSET, Course, Offset, Ping, children, enough, offset_of, parent, through
+from hpcstress.clocks import NO_OFFSET, Course, Offset, Ping, enough, offset_of, sources, through
+from hpcstress.tree import FAN_OUT, levels
 
 OFFSETS = st.integers(-(2**62), 2**62)
 INSTANTS = st.integers(0, 2**62)
@@ -132,20 +133,31 @@ def course(readings: list[Offset]) -> Course:
     return made
 
 
-# The tree.
+# From whom a rank has the time.
 
 
-@given(st.integers(1, 3000))
-def test_everybody_is_asked_by_those_who_ask_it_and_few_wait_for_many(size: int) -> None:
-    asked = {rank: children(rank, size) for rank in range(size)}
-    assert sorted(rank for ranks in asked.values() for rank in ranks) == [*range(1, size)]
-    assert all(parent(rank) == asker for asker, ranks in asked.items() for rank in ranks)
-    # Each is done when it has been asked and all before it have been served: no more than two turns for each bit.
+@given(st.lists(st.integers(0, 40).map(str), min_size=1, max_size=300))
+def test_of_each_clock_one_rank_asks_and_the_others_read_with_it(clocks: list[str]) -> None:
+    found = sources(clocks)
+    first = [clocks.index(clock) for clock in clocks]
+    for rank, (asks, same_as, asked_by, read_with) in enumerate(found):
+        assert same_as == (None if first[rank] == rank else first[rank])
+        assert read_with == (
+            [] if first[rank] != rank else [one for one in range(rank + 1, len(clocks)) if first[one] == rank]
+        )
+        # Only those ask who have not taken it over, and only the first of all has nobody to ask.
+        assert (asks is None) == (rank == 0 or same_as is not None)
+        assert asks is None or first[asks] == asks
+        assert all(found[other].asks == rank for other in asked_by)
+    assert sorted(other for entry in found for other in entry.asked_by) == sorted({*first} - {0})
+
+
+@given(st.integers(1, 2000))
+def test_nobody_waits_for_more_than_a_few_who_are_asked_before(size: int) -> None:
     done = {0: 0}
-    for rank in range(size):
-        for turn, child in enumerate(asked[rank], 1):
-            done[child] = done[rank] + turn
-    assert max(done.values()) <= size.bit_length()
+    for rank, entry in enumerate(sources([str(rank) for rank in range(size)])):
+        done |= {other: done[rank] + turn for turn, other in enumerate(entry.asked_by, 1)}
+    assert max(done.values()) <= FAN_OUT * levels(size)
 
 
 @given(OFFSETS, OFFSETS, DELAYS, DELAYS, INSTANTS, DELAYS)

@@ -4,10 +4,11 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from hpcstress.launcher import promised_rank, promised_size, seconds_since_start, wrong_size
+from hpcstress.launcher import clock_name, promised_rank, promised_size, seconds_since_start, wrong_size
 
 MPICH = {"PMI_SIZE": "4", "PMI_RANK": "3"}
 OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "PMIX_RANK": "3"}
@@ -51,6 +52,38 @@ def test_launcher_and_library_that_do_not_belong_together_are_named_with_what_to
     assert sentence.startswith("The launcher started 4 ranks, but the MPI library (MPICH Version: 4.2) sees 1:")
     assert "Use the launcher of that library" in sentence
     assert wrong_size(1, 2, "MPICH").startswith("The launcher started 1 rank, but")
+
+
+def clock_of(*launch: str) -> str:
+    """Return the name of the clock that a process reads."""
+    words = [sys.executable, "-c", "from hpcstress.launcher import clock_name; print(clock_name())"]
+    return subprocess.run([*launch, *words], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_processes_of_one_kernel_read_the_same_clock() -> None:
+    assert clock_of() == clock_name()
+
+
+def test_those_in_a_time_namespace_of_their_own_read_another() -> None:
+    # As another user where that is allowed, because only root may do it without one.
+    namespace = ["unshare", "--user", "--map-root-user", "--time", "--monotonic", "1000"]
+    if subprocess.run([*namespace, "true"], capture_output=True).returncode:
+        pytest.skip("this machine makes no time namespaces")
+    assert clock_of(*namespace) != clock_name()
+
+
+def test_who_cannot_be_told_apart_from_others_shares_a_clock_with_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpcstress.launcher.Path", lambda _: Path("/nonexistent"))
+    assert clock_name() != clock_name()
+
+
+def test_kernels_without_time_namespaces_have_one_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_such(path: Path) -> Path:
+        raise FileNotFoundError(path)
+
+    whole = clock_name()
+    monkeypatch.setattr(Path, "readlink", no_such)
+    assert whole.startswith(f"{clock_name()} time:[")
 
 
 def test_a_process_knows_since_when_it_runs() -> None:

@@ -1,4 +1,4 @@
-"""Four hosts on this machine: network, name and address of their own, cables that can be cut.
+"""Four hosts on this machine: network, name, address and clock of their own, cables that can be cut.
 
 Nothing of it has a name outside: every namespace belongs to one process, and is gone with it, however that ends.
 """
@@ -23,7 +23,9 @@ HOSTS = ("h1", "h2", "h3", "h4")
 # The login node: all cables end in it.
 LOGIN = "login"
 _ADDRESS = "10.211.7."
-_NAMESPACES = ("--net", "--uts", "--mount")
+_NAMESPACES = ("--net", "--uts", "--mount", "--time")
+# So many seconds more than this machine's clock shows that of a host.
+SHIFTS = {"login": 0, "h1": 5_000, "h2": 0, "h3": 31_536_000, "h4": 5_001}
 
 
 def address(name: str) -> str:
@@ -108,7 +110,7 @@ def network(folder: Path) -> Iterator[Network]:
     names = folder / "hosts"
     names.write_text("".join(f"{address(name)} {name}\n" for name in (LOGIN, *HOSTS)) + "127.0.0.1 localhost\n")
     with ExitStack() as stack:
-        keepers = {name: stack.enter_context(_keeper()) for name in (LOGIN, *HOSTS)}
+        keepers = {name: stack.enter_context(_keeper(shift)) for name, shift in SHIFTS.items()}
         made = Network(keepers, folder / "agent", folder / "disk")
         made.disk.mkdir()
         # What hydra calls in place of rsh: HOST and then the words of a command line.
@@ -128,9 +130,10 @@ def network(folder: Path) -> Iterator[Network]:
 
 
 @contextmanager
-def _keeper() -> Iterator[int]:
-    """Have a process with namespaces of its own; yield its number."""
-    process = subprocess.Popen(mortal(["unshare", *_NAMESPACES, "sleep", "infinity"]), start_new_session=True)
+def _keeper(shift: int) -> Iterator[int]:
+    """Have a process with namespaces of its own, whose clock is shifted; yield its number."""
+    command = ["unshare", *_NAMESPACES, f"--monotonic={shift}", "sleep", "infinity"]
+    process = subprocess.Popen(mortal(command), start_new_session=True)
     try:
         until(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n")
         yield process.pid
