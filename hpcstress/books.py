@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,8 +14,10 @@ from hpcstress.folder import RunFolder
 from hpcstress.quantity import count, ended
 from hpcstress.result import TABLES, ResultWriter
 from hpcstress.schedule import Step
-from hpcstress.servers.part import Event
 from hpcstress.worker import Health, Tally
+
+if TYPE_CHECKING:
+    from hpcstress.servers.part import Event
 
 
 @dataclass

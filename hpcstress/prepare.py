@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from socket import gethostname
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hpcstress import servers, workloads, workspaces
 from hpcstress.clients import Place
@@ -40,6 +40,9 @@ from hpcstress.stop import Stop
 from hpcstress.target import Target, Token, is_named, store_of, without_address
 from hpcstress.workloads import prefilled, shares_a_run
 
+if TYPE_CHECKING:
+    from hpcstress.servers.deployment import Deployment
+
 _SLURM_FACTS = ("SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_JOB_NUM_NODES", "SLURM_NTASKS", "SLURM_JOB_PARTITION")
 _PACKAGES = ("hpcstress", "mpi4py", "numpy", "h5py", "uvloop", "httptools")
 
@@ -58,7 +61,7 @@ class Setup:
     place: Place
     facts: dict[str, Any]
     environment: dict[str, str] | None = field(default=None, repr=False)
-    server: servers.Deployment | None = field(default=None, repr=False)
+    server: Deployment | None = field(default=None, repr=False)
     token: Token | None = field(default=None, repr=False)
     missing: list[int] = field(default_factory=list, repr=False)
     notes: list[str] = field(default_factory=list)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings
 
 from hpcstress import servers
-from hpcstress.servers import Deployment
+from hpcstress.servers.deployment import Deployment
 
 # How long an example takes says something about the machine, and nothing about the law.
 settings.register_profile("hpcstress", deadline=None)

@@ -29,8 +29,8 @@ from hpcstress.record import Operation, Outcome
 from hpcstress.recover import recover
 from hpcstress.result import TABLES, Result
 from hpcstress.schedule import Step
-from hpcstress.servers import Deployment, Spec
-from hpcstress.servers.deployment import Front
+from hpcstress.servers import Spec
+from hpcstress.servers.deployment import Deployment, Front
 from hpcstress.servers.part import Event, Recipe
 from hpcstress.servers.port import free_port
 from tests.fake_mantik import FakeMantik
@@ -417,7 +417,7 @@ def test_a_server_that_lost_its_guard_serves_to_the_end_of_the_job_is_ended_and_
             for victim in (guard, *guard.children()):
                 victim.kill()
 
-    monkeypatch.setitem(servers._ASSEMBLE, "mlflow-sqlite", assemble)
+    monkeypatch.setattr("hpcstress.servers.mlflow.assemble", assemble)
     assert play(tmp_path / "job", SMALL, {"HOME": "/nonexistent"}, Killing()) == 0
     with Result(tmp_path / "job" / "result.h5") as result:
         assert result.complete

@@ -10,7 +10,7 @@ from hpcstress.estimate import estimate
 from hpcstress.plan import KINDS, Plan, from_toml, shipped
 from hpcstress.record import Outcome
 from hpcstress.result import Result
-from hpcstress.servers import Deployment
+from hpcstress.servers.deployment import Deployment
 from hpcstress.workloads import MODULES, check
 from tests.jobs import play, requests
 

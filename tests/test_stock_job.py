@@ -20,7 +20,7 @@ from hpcstress.ranks import World
 from hpcstress.record import Operation, Outcome
 from hpcstress.result import Result
 from hpcstress.schedule import Step
-from hpcstress.servers import Deployment
+from hpcstress.servers.deployment import Deployment
 from tests.fake_mlflow import Faults, serving
 from tests.jobs import REQUESTS, SMALL, Heard, play, requests
 

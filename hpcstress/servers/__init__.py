@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hpcstress.errors import Refusal, UsageRefusal
-from hpcstress.servers import fasttrackml, mlflow, mlflow_go, zones
-from hpcstress.servers.deployment import Deployment, Front
-from hpcstress.servers.port import take
 from hpcstress.servers.spec import DEFAULTS, OPTIONS, SERVERS, Spec, read
 
-__all__ = ["NAMES", "Deployment", "Spec", "read", "start"]
+if TYPE_CHECKING:
+    from hpcstress.servers.deployment import Deployment, Front
 
-# What refuses a server that this machine cannot have, without starting it.
-_LACKS: dict[str, Callable[[], object]] = {
-    "mlflow-sqlite": mlflow.own,
-    **dict.fromkeys(("mlflow-postgres", "local"), mlflow.own_with_postgres),
-    **dict.fromkeys(("single-az", "multi-az"), zones.own_with_s3),
-    "multi-az-nfs": zones.own_with_mount,
-}
+__all__ = ["NAMES", "Spec", "read", "start"]
 
 NAMES: tuple[str, ...] = tuple(SERVERS)
 
-# How the parts of a server are put together. What an entry needs to be there is refused when it is started.
-_ASSEMBLE: dict[str, Callable[[Spec, Deployment], Front]] = {
-    "mlflow-sqlite": mlflow.assemble,
-    "mlflow-postgres": mlflow.assemble,
-    "fasttrackml-sqlite": fasttrackml.assemble,
-    "fasttrackml-postgres": fasttrackml.assemble,
-    "mlflow-go-sqlite": mlflow_go.assemble,
-    "mlflow-go-postgres": mlflow_go.assemble,
-    **dict.fromkeys(("local", "single-az", "multi-az", "multi-az-nfs"), zones.assemble),
+# The room in which the parts of a server are put together, loaded when one is started: most ranks never do. What a
+# server needs to be there is refused then.
+_ROOMS = {
+    **dict.fromkeys(("mlflow-sqlite", "mlflow-postgres"), "mlflow"),
+    **dict.fromkeys(("fasttrackml-sqlite", "fasttrackml-postgres"), "fasttrackml"),
+    **dict.fromkeys(("mlflow-go-sqlite", "mlflow-go-postgres"), "mlflow_go"),
+    **dict.fromkeys(("local", "single-az", "multi-az", "multi-az-nfs"), "zones"),
 }
 
 
@@ -58,10 +50,18 @@ def described() -> list[str]:
 
 def lack(name: str) -> str:
     """Return why a server cannot be started here, as far as that shows before; empty where nothing does."""
-    look = _LACKS.get(name)
+    from hpcstress.servers import mlflow, zones
+
+    # What refuses a server that this machine cannot have, without starting it.
+    looks: dict[str, Callable[[], object]] = {
+        "mlflow-sqlite": mlflow.own,
+        **dict.fromkeys(("mlflow-postgres", "local"), mlflow.own_with_postgres),
+        **dict.fromkeys(("single-az", "multi-az"), zones.own_with_s3),
+        "multi-az-nfs": zones.own_with_mount,
+    }
     try:
-        if look is not None:
-            look()
+        if name in looks:
+            looks[name]()
     except Refusal as refusal:
         return str(refusal)
     return ""
@@ -84,8 +84,11 @@ def start(
     for, and may refuse. Refuse an unknown name, a server that is not installed, a port that is taken, a server that
     does not get ready.
     """
+    from hpcstress.servers.deployment import Deployment
+    from hpcstress.servers.port import take
+
     spec = read(server) if isinstance(server, str) else server
-    if spec.name not in _ASSEMBLE:
+    if spec.name not in _ROOMS:
         raise UsageRefusal(
             f"{spec.name} is not started from here: hpcstress serve {spec} --write FOLDER writes its manifests."
         )
@@ -93,8 +96,13 @@ def start(
     take(port, host)
     site = Deployment(spec.name, folder, say, check, keep=keep, host=host, port=port)
     try:
-        site.front = _ASSEMBLE[spec.name](spec, site)
+        site.front = _assembler(spec.name)(spec, site)
     except BaseException:
         site.stop()
         raise
     return site
+
+
+def _assembler(name: str) -> Callable[[Spec, Deployment], Front]:
+    assemble: Callable[[Spec, Deployment], Front] = import_module(f"{__name__}.{_ROOMS[name]}").assemble
+    return assemble

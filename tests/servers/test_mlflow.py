@@ -21,7 +21,8 @@ import pytest
 import hpcstress
 from hpcstress import servers
 from hpcstress.errors import Refusal, UsageRefusal
-from hpcstress.servers import Deployment, database, mlflow
+from hpcstress.servers import database, mlflow
+from hpcstress.servers.deployment import Deployment
 from hpcstress.servers.mlflow import Program
 from hpcstress.servers.part import Recipe
 from hpcstress.servers.spec import Spec, read

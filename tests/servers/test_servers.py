@@ -12,8 +12,8 @@ import pytest
 
 from hpcstress import servers
 from hpcstress.errors import Refusal, UsageRefusal
-from hpcstress.servers import Deployment, Spec
-from hpcstress.servers.deployment import Front
+from hpcstress.servers import Spec
+from hpcstress.servers.deployment import Deployment, Front
 from hpcstress.servers.part import Recipe
 from hpcstress.servers.spec import OPTIONS, SERVERS
 
@@ -34,7 +34,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_names_and_leaves_nothing(te
 def test_a_port_that_is_taken_is_refused_before_anything_is_started(
     temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(servers._ASSEMBLE, "mlflow-sqlite", lambda *_: pytest.fail("it was started"))
+    monkeypatch.setattr("hpcstress.servers.mlflow.assemble", lambda *_: pytest.fail("it was started"))
     with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(Refusal, match="Address already in use"):
         servers.start("mlflow-sqlite", port=server.getsockname()[1])
     assert list(temporary.iterdir()) == []
@@ -50,7 +50,7 @@ def test_a_server_is_put_together_by_its_name_with_its_options(
         site.add("tracking", little())
         return Front("http://127.0.0.1:7", {"MLFLOW_TRACKING_URI": "http://127.0.0.1:7"}, {"name": site.name})
 
-    monkeypatch.setitem(servers._ASSEMBLE, "mlflow-sqlite", assemble)
+    monkeypatch.setattr("hpcstress.servers.mlflow.assemble", assemble)
     with servers.start("mlflow-sqlite,workers=2") as server:
         assert asked == [Spec(workers=2)]
         assert (server.uri, server.facts) == ("http://127.0.0.1:7", {"name": "mlflow-sqlite"})
@@ -69,7 +69,7 @@ def test_a_server_that_cannot_be_put_together_leaves_nothing(
         started.append(site)
         raise Refusal("There is no tracking server.")
 
-    monkeypatch.setitem(servers._ASSEMBLE, "mlflow-sqlite", assemble)
+    monkeypatch.setattr("hpcstress.servers.mlflow.assemble", assemble)
     with pytest.raises(Refusal, match=r"There is no tracking server\."):
         servers.start("mlflow-sqlite")
     assert started[0].pids() == []
@@ -78,14 +78,17 @@ def test_a_server_that_cannot_be_put_together_leaves_nothing(
 
 def test_every_name_can_be_put_together() -> None:
     # Manifests are written, not started.
-    assert servers._ASSEMBLE.keys() == SERVERS.keys() - {"kubernetes"}
+    assert servers._ROOMS.keys() == SERVERS.keys() - {"kubernetes"}
+    assert all(callable(servers._assembler(name)) for name in servers._ROOMS)
 
 
 def test_the_list_tells_of_every_server_part_and_option_and_of_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> None:
         raise Refusal("It is not installed: install it.")
 
-    monkeypatch.setattr(servers, "_LACKS", {"mlflow-postgres": missing})
+    for room, name in (("mlflow", "own"), ("zones", "own_with_s3"), ("zones", "own_with_mount")):
+        monkeypatch.setattr(f"hpcstress.servers.{room}.{name}", lambda: None)
+    monkeypatch.setattr("hpcstress.servers.mlflow.own_with_postgres", missing)
     told = "\n".join(servers.described())
     for name, named in SERVERS.items():
         assert f"  {name} " in told
@@ -97,7 +100,8 @@ def test_the_list_tells_of_every_server_part_and_option_and_of_what_is_missing(m
     for option in OPTIONS:
         assert f"\n  {option} " in told
     assert "[]" not in told
-    assert told.count("not here: ") == 1
+    # Two of them need PostgreSQL.
+    assert told.count("not here: ") == 2
     assert told.index("mlflow-postgres ") < told.index("not here: It is not installed") < told.index("fasttrackml")
 
 
@@ -121,13 +125,13 @@ def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
         monkeypatch.setattr(Deployment, "add", lambda _, name, recipe, **__: found.update({name: recipe}))
         spec = servers.read(text)
         with Deployment(spec.name) as site:
-            servers._ASSEMBLE[spec.name](spec, site)
+            servers._assembler(spec.name)(spec, site)
         return found
 
     return put_together
 
 
-@pytest.mark.parametrize("name", sorted(servers._ASSEMBLE))
+@pytest.mark.parametrize("name", sorted(servers._ROOMS))
 def test_no_part_inherits_a_secret_of_clients_or_a_proxy_that_would_be_between_it_and_the_others(
     name: str, recipes: Callable[[str], dict[str, Recipe]], temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ from hpcstress.plan import Plan, named
 from hpcstress.record import OPTIONAL, Operation, Outcome
 from hpcstress.replay import Part, State, compare, replay
 from hpcstress.result import Result
-from hpcstress.servers import Deployment
+from hpcstress.servers.deployment import Deployment
 from hpcstress.training import Training
 from hpcstress.workloads import MODULES, check, kinds, load
 from tests.fake_mlflow import FakeMlflow, Faults, serving
