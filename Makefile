@@ -9,7 +9,7 @@ ARGS ?=
 LOCAL_MPI := MPIR_CVAR_CH4_NETMOD=ofi FI_PROVIDER=tcp FI_TCP_IFACE=lo OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 # Programs of the system that tests start for real; without one, its tests are skipped and say so.
-PROGRAMS := prometheus prometheus-process-exporter fusermount3 slurmctld slurmd srun
+PROGRAMS := prometheus prometheus-process-exporter fusermount3 slurmctld slurmd srun ip
 
 .PHONY: setup system run test quick lint bench readme clean
 
@@ -25,11 +25,11 @@ $(VENV)/ready: pyproject.toml constraints.txt
 # Install what is missing of these programs, where that is possible: as root, with apt-get.
 # Where systemd runs, Debian starts those that are services, too.
 system:
-	@missing=; for program in $(PROGRAMS); do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
+	@PATH="$$PATH:/usr/sbin:/sbin"; missing=; for program in $(PROGRAMS); do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
 	if [ -z "$$missing" ]; then exit; fi; \
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
 		echo "Not installed:$$missing. Tests that need them are skipped; on Debian: sudo make system"; exit; fi; \
-	missing=$$(echo "$$missing" | sed 's/fusermount3/fuse3/; s/srun/slurm-client/'); \
+	missing=$$(echo "$$missing" | sed 's/fusermount3/fuse3/; s/srun/slurm-client/; s/ ip$$/ iproute2/'); \
 	echo "Installing with apt-get:$$missing"; \
 	export DEBIAN_FRONTEND=noninteractive; apt="apt-get -qq -o DPkg::Lock::Timeout=240"; \
 	{ $$apt update && $$apt install --yes --no-install-recommends $$missing; } >/dev/null \
