@@ -49,7 +49,7 @@ _LOCAL = {
 _PLAN = {
     "client": "null",
     "workload": "log-batch",
-    "duration": 3,
+    "duration": 10,
     "think_time": 0.1,
     "null_delay": 0.02,
     "repeats": 1,
@@ -93,7 +93,7 @@ def measure(folder: Path, say: Say) -> Finding:
         rounds={f"{name}, {ranks} ranks": [value] for ranks, found in told.items() for name, value in found.items()},
         notes=[
             "first request: from the start of mpiexec to the first request of any rank, a job's preparations included",
-            f"rows/s: {_ROWS[1]:,} rows of each rank from its journal into the HDF5 file",
+            f"rows/s: {_ROWS[1]:,} rows of each rank into the HDF5 file of rank 0",
             "lag: of the rank that is latest, while each has a user that waits for answers of 20 ms and thinks",
         ],
     )
