@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from hpcstress.summary import Ends, StepSummary
 # Seconds since 1970 that a calendar still knows.
 _LATEST = 1e11
 _RANKS_LISTED = 20
+# Ranks that are killed together stop within less.
+_SILENT_NS = 10 * 10**9
 
 
 def recover(folder: RunFolder) -> list[str]:
@@ -52,6 +54,7 @@ def recover(folder: RunFolder) -> list[str]:
         notes.append(f"{folder.log}: {_counted(len(log.senseless), 'line makes', 'lines make')} no sense.")
     summaries, ranks, complete = log.steps, [], set()
     left_open, ends = _left_open(plan), dict[int, Ends]()
+    newest: dict[int, tuple[int, int]] = {}
     size = max(int(log.facts.get("ranks", 1)), max(files) + 1)
     with ResultWriter(folder.result, plan, log.facts) as writer:
         for rank, path in files.items():
@@ -68,6 +71,7 @@ def recover(folder: RunFolder) -> list[str]:
                     mine = rows[rows["step"] == number]
                     summary.add(mine)
                     ends.setdefault(number, Ends(left_open=left_open)).add(mine)
+                    newest[rank] = max(newest.get(rank, (0, 0)), (number, int(mine["end"].max())))
             notes += journal.damage()
             if journal.complete:
                 complete.add(rank)
@@ -78,6 +82,8 @@ def recover(folder: RunFolder) -> list[str]:
             notes.append(f"Of {size} journals, {len(files)} are here: {nodes}")
         if len(complete) < size:
             notes.append(f"Recovered from journals. Incomplete ranks: {_listed(size, complete)} of {size}.")
+            if silent := _who_fell_silent(newest, {int(row["rank"][0]): row["host"][0].decode() for row in ranks}):
+                notes.append(silent)
         else:
             notes.append("Recovered from journals. Every rank had come to its end; the gathering had not.")
         finished = {number: of.count() for number, of in ends.items()}
@@ -178,6 +184,21 @@ def _audit_row(event: Mapping[str, Any]) -> Rows:
     for name in TABLES["audit"].names or ():
         row[name] = event[name]
     return row
+
+
+def _who_fell_silent(newest: Mapping[int, tuple[int, int]], hosts: Mapping[int, str]) -> str:
+    """Say which few ranks stopped long before all others, by the step and the end (ns) of the newest row of each."""
+    last_step = max((step for step, _ in newest.values()), default=0)
+    # Who has no row of the last step had none since its beginning.
+    stopped = sorted((end if step == last_step else 0, rank) for rank, (step, end) in newest.items())
+    gaps = [(after[0] - before[0], place) for place, (before, after) in enumerate(pairwise(stopped), 1)]
+    gap, few = max(gaps, default=(0, 0))
+    if gap < _SILENT_NS or few * 2 > len(stopped):
+        return ""
+    named = [f"{rank} on {hosts[rank]}" if rank in hosts else f"{rank}" for _, rank in stopped[:few]]
+    more = f" and {few - _RANKS_LISTED} more" if few > _RANKS_LISTED else ""
+    who = f"{', '.join(named[:_RANKS_LISTED])}{more}"
+    return f"The newest row of rank {who} is {gap / 1e9:.0f} s older than that of any other: look there first."
 
 
 def _listed(size: int, complete: Collection[int]) -> str:

@@ -423,6 +423,40 @@ def test_many_incomplete_ranks_are_counted_and_not_all_listed(folder: RunFolder)
     assert note.endswith("Incomplete ranks: " + ", ".join(map(str, range(1, 21))) + " and 479 more of 500.")
 
 
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        (
+            {0: 70, 1: 12, 2: 69},
+            "57 s",
+        ),
+        # Before the first row of the last step.
+        (
+            {0: 30, 1: None, 2: 31},
+            "30 s",
+        ),
+        ({0: 70, 1: 61, 2: 69}, ""),
+        # Most of them: who knows whether the others had less to do.
+        ({0: 70, 1: 12, 2: 12}, ""),
+    ],
+)
+def test_who_stopped_long_before_all_others_is_named(
+    folder: RunFolder, seconds: dict[int, int | None], told: str
+) -> None:
+    folder.create(0)
+    for rank, second in seconds.items():
+        journal = Journal(folder.journal(rank), rank, {"ranks": RANKS, "host": f"node-{rank}", "pid": 1})
+        for step in range(2 if second is not None else 1):
+            journal.begin(step, 0)
+            for end in (second or 500, 3):
+                journal.append(0, 0, end * 10**9, 1, 2, 0, 0, 200, 1, Outcome.ok, Operation.create_run)
+        journal.__exit__(KeyboardInterrupt, None, None)
+    notes = ["Recovered from journals. Incomplete ranks: 0, 1, 2 of 3."]
+    if told:
+        notes.append(f"The newest row of rank 1 on node-1 is {told} older than that of any other: look there first.")
+    assert recover(folder) == notes
+
+
 def test_a_result_is_never_overwritten(folder: RunFolder) -> None:
     play(folder, [0])
     folder.result.write_bytes(b"mine")

@@ -37,7 +37,7 @@ def judge(folder: RunFolder, ranks: int) -> None:
     with Result(folder.result) as result:
         assert not result.complete
         assert sorted(rows_of(result)) == sorted(row for journal in left for row in journal.rows)
-    named = re.search(r"Incomplete ranks: ([\d, ]+) of (\d+)\.", notes[-1])
+    named = re.search(r"Incomplete ranks: ([\d, ]+) of (\d+)\.", " ".join(notes))
     assert named is not None, notes
     ended = {journal.rank for journal in left if journal.ended}
     assert {int(rank) for rank in named[1].split(", ")} == {*range(ranks)} - ended
