@@ -80,12 +80,8 @@ def recover(folder: RunFolder) -> list[str]:
                 ranks.append(rank_row(rank, journal.header, complete=journal.complete))
         if nodes and len(files) < size:
             notes.append(f"Of {size} journals, {len(files)} are here: {nodes}")
-        if len(complete) < size:
-            notes.append(f"Recovered from journals. Incomplete ranks: {_listed(size, complete)} of {size}.")
-            if silent := _who_fell_silent(newest, {int(row["rank"][0]): row["host"][0].decode() for row in ranks}):
-                notes.append(silent)
-        else:
-            notes.append("Recovered from journals. Every rank had come to its end; the gathering had not.")
+        hosts = {int(row["rank"][0]): row["host"][0].decode() for row in ranks}
+        notes += _who_is_missing(size, complete, newest, hosts)
         finished = {number: of.count() for number, of in ends.items()}
         tables = {
             "steps": _table("steps", [summaries[number].row(finished.get(number, 0)) for number in sorted(summaries)]),
@@ -184,6 +180,15 @@ def _audit_row(event: Mapping[str, Any]) -> Rows:
     for name in TABLES["audit"].names or ():
         row[name] = event[name]
     return row
+
+
+def _who_is_missing(
+    size: int, complete: Collection[int], newest: Mapping[int, tuple[int, int]], hosts: Mapping[int, str]
+) -> list[str]:
+    if len(complete) == size:
+        return ["Recovered from journals. Every rank had come to its end; the gathering had not."]
+    incomplete = f"Recovered from journals. Incomplete ranks: {_listed(size, complete)} of {size}."
+    return [*filter(None, (incomplete, _who_fell_silent(newest, hosts)))]
 
 
 def _who_fell_silent(newest: Mapping[int, tuple[int, int]], hosts: Mapping[int, str]) -> str:

@@ -444,6 +444,8 @@ def test_who_stopped_long_before_all_others_is_named(
     folder: RunFolder, seconds: dict[int, int | None], told: str
 ) -> None:
     folder.create(0)
+    folder.plan.write_text(PLAN.to_toml(), "utf-8")
+    folder.note("job", facts=FACTS)
     for rank, second in seconds.items():
         journal = Journal(folder.journal(rank), rank, {"ranks": RANKS, "host": f"node-{rank}", "pid": 1})
         for step in range(2 if second is not None else 1):
