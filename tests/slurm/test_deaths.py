@@ -99,15 +99,15 @@ CUTS: dict[str, Callable[[Cluster, str], object]] = {
 @pytest.mark.parametrize("cut", CUTS)
 def test_a_job_that_is_cut_short_keeps_its_result(cluster: Cluster, tmp_path: Path, cut: str) -> None:
     folder = RunFolder(tmp_path / "job")
-    with running(cluster, folder) as job:
+    with running(cluster, folder, SILENT="60") as job:
         until_rows(folder, RANKS, job)
         CUTS[cut](cluster, job_id(cluster))
-        code, _, _ = job.end()
+        code, _, complaints = job.end()
         job.until_gone()
     assert code != 0
     if not folder.result.exists():
         # Slurm waits two seconds here before it kills: on a busy machine that is too short for writing it.
-        assert cut in ("scancel", "time limit")
+        assert cut in ("scancel", "time limit"), complaints
         judge(folder, RANKS)
         return
     with Result(folder.result) as result:
