@@ -1,4 +1,8 @@
-"""A real Slurm of four nodes on this machine: daemons of its own, in a folder and on ports of its own."""
+"""A real Slurm of four nodes on this machine: daemons of its own, in a folder and on ports of its own.
+
+Its nodes share the machine's network, or each is a host of `tests.hosts.network`, with the controller on the login
+node: then all that Slurm and the ranks say goes over cables.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.hosts.network import HOSTS, LOGIN, Network, address
 from tests.jobs import mortal
 from tests.mpi.launch import ROOT, Launched, launched_as, until
 
@@ -21,7 +26,7 @@ NODES = ("n1", "n2", "n3", "n4")
 
 _CONFIGURATION = """
 ClusterName=test
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={host}({address})
 SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
@@ -50,7 +55,7 @@ PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 PartitionName=short Nodes=ALL MaxTime=1 State=UP
 PartitionName=paid Nodes=ALL AllowAccounts=payers State=UP
 """
-_NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=32 Boards=1 SocketsPerBoard=1 "
+_NODE = "NodeName={name} NodeHostname={host} NodeAddr={address} Port={port} CPUs=32 Boards=1 SocketsPerBoard=1 "
 _NODE += "CoresPerSocket=32 ThreadsPerCore=1 RealMemory=4000 State=UNKNOWN\n"
 
 
@@ -74,22 +79,39 @@ class Cluster:
 
     folder: Path
     login_only: Path
+    network: Network | None = None
     nodes: dict[str, ExitStack] = field(default_factory=dict)
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"SLURM_CONF": str(self.folder / "slurm.conf")}
+        # Ranks on cables do not find each other over loopback.
+        return {"SLURM_CONF": str(self.folder / "slurm.conf"), **({"FI_TCP_IFACE": "eth0"} if self.network else {})}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the nodes."""
+        return HOSTS if self.network else NODES
+
+    def inside(self, name: str, cwd: Path = ROOT) -> list[str]:
+        """Return what a command line begins with to run on a node, or on the login node."""
+        return self.network.inside(name, cwd) if self.network else []
+
+    def ask(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Call one of Slurm's programs on the login node."""
+        words, environment = [*self.inside(LOGIN), *command], os.environ | self.environment
+        return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
 
     def call(self, *command: str) -> str:
         """Call one of Slurm's programs and return what it says."""
-        done = subprocess.run(command, env=os.environ | self.environment, capture_output=True, text=True, timeout=60)
+        done = self.ask(*command)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     @contextmanager
     def running(self, *command: str, cwd: Path, **environment: str) -> Iterator[Launched]:
         """Run a command on the login node; when the block ends, nothing of it runs, here or on the nodes."""
-        with launched_as([*command], cwd=cwd, **self.environment, **environment) as process:
+        words = [*self.inside(LOGIN, cwd), *command]
+        with launched_as(words, cwd=cwd, **{**self.environment, **environment}) as process:
             try:
                 yield process
             finally:
@@ -114,7 +136,7 @@ class Cluster:
         # A node has its own processes, which all end when it does: also the steps, which outlive slurmd. Where others
         # have the folder of the login node, it has an empty one, which it cannot write.
         hidden = f'mount -t tmpfs -o ro none {self.login_only} && "$@"'
-        node = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", hidden, "sh"]
+        node = [*self.inside(name), "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", hidden, "sh"]
         node += [str(_found("slurmd")), "-D", "-f", self.environment["SLURM_CONF"], "-N", name]
         self.nodes[name] = ExitStack()
         self.nodes[name].enter_context(_daemon(node, self.folder / "log" / "daemons", signal.SIGKILL))
@@ -143,22 +165,27 @@ def _ports(number: int) -> list[int]:
 
 
 @contextmanager
-def cluster(folder: Path) -> Iterator[Cluster]:
-    """Run a cluster in a folder until the block ends; nothing of it is left then."""
-    host = socket.gethostname().partition(".")[0]
-    controllers, *nodes = _ports(1 + len(NODES))
+def cluster(folder: Path, network: Network | None = None) -> Iterator[Cluster]:
+    """Run a cluster in a folder until the block ends, on the hosts of a network; nothing of it is left then."""
+    made = Cluster(folder, folder / "login", network)
+    here = socket.gethostname().partition(".")[0]
+
+    def place(name: str) -> dict[str, str]:
+        return {"host": name, "address": address(name)} if network else {"host": here, "address": "127.0.0.1"}
+
+    controllers, *nodes = _ports(1 + len(made.names))
     for name in ("state", "spool", "tmp", "log", "login"):
         (folder / name).mkdir()
-    text = _CONFIGURATION.format(host=host, port=controllers, folder=folder)
-    text += "".join(_NODE.format(name=name, host=host, port=port) for name, port in zip(NODES, nodes, strict=True))
+    text = _CONFIGURATION.format(**place(LOGIN), port=controllers, folder=folder)
+    for name, port in zip(made.names, nodes, strict=True):
+        text += _NODE.format(name=name, **place(name), port=port)
     configuration = folder / "slurm.conf"
     configuration.write_text(text)
-    made = Cluster(folder, folder / "login")
-    controller = [str(_found("slurmctld")), "-D", "-f", str(configuration)]
+    controller = [*made.inside(LOGIN), str(_found("slurmctld")), "-D", "-f", str(configuration)]
     log = folder / "log" / "daemons"
     with ExitStack() as stack:
         stack.enter_context(_daemon(controller, log, signal.SIGTERM))
-        for name in NODES:
+        for name in made.names:
             made.start(name)
             stack.callback(made.cut, name)
         until(lambda: _up(made))
@@ -169,10 +196,7 @@ def cluster(folder: Path) -> Iterator[Cluster]:
 
 
 def _up(made: Cluster) -> bool:
-    told = subprocess.run(
-        ["sinfo", "-h", "-p", "debug", "-o", "%D%T"], env=os.environ | made.environment, capture_output=True
-    )
-    return told.stdout.strip() == f"{len(NODES)}idle".encode()
+    return made.ask("sinfo", "-h", "-p", "debug", "-o", "%D%T").stdout.strip() == f"{len(made.names)}idle"
 
 
 @contextmanager
