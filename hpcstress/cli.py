@@ -324,7 +324,9 @@ def serve(
     server: Annotated[str, Parameter(help="Which server to start, such as mlflow-postgres,workers=2.")] = USUAL_SERVER,
     /,
     *,
-    host: Annotated[str, Parameter(help="The address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    host: Annotated[
+        str, Parameter(help="The address to listen on; 0.0.0.0 lets all in, node those who reach this cluster's node.")
+    ] = "127.0.0.1",
     port: Annotated[int, Parameter(help="The port to listen on, 0 for a free one.")] = 0,
     keep: Annotated[
         Path | None,
@@ -351,6 +353,7 @@ def serve(
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
+    host = _of_cluster(server) if host == "node" else host
     with servers.start(server, keep, _tell, check, keep=keep is not None, host=host, port=port) as started:
         print(f". {shlex.quote(str(started.exported()))}", flush=True)
         _tell(f"The server runs at {started.uri} until Ctrl-C. Put the line above into another shell.")
@@ -361,6 +364,15 @@ def serve(
             for event in started.news():
                 _tell(f"{event.part} {event.told}.")
     return OK
+
+
+def _of_cluster(server: str) -> str:
+    """Return this node's address in its cluster, for a server that asks for a password."""
+    from hpcstress.preflight import check_sign_in
+    from hpcstress.servers import node, read
+
+    check_sign_in(read(server))
+    return node.address(os.environ)
 
 
 @app.command(name="servers")

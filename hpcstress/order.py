@@ -171,8 +171,9 @@ def _check_slurm(jobs: Sequence[Job]) -> None:
     if os.environ.get("SBATCH_EXPORT", "ALL").partition(",")[0] != "ALL":
         raise UsageRefusal("SBATCH_EXPORT keeps the environment, in which the sign-in travels, from the job: unset it.")
     for job in jobs:
-        if job.plan.client != "null" and (job.plan.server or not is_named(job.plan.uri, os.environ)):
-            check_sign_in(read(job.plan.server or USUAL_SERVER), job.nodes)
+        starts = job.plan.client != "null" and (job.plan.server or not is_named(job.plan.uri, os.environ))
+        if starts and job.nodes > 1:
+            check_sign_in(read(job.plan.server or USUAL_SERVER))
 
 
 def _check_local(jobs: Sequence[Job]) -> None:

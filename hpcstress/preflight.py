@@ -121,12 +121,12 @@ async def wait_until_back(api: Api, seconds: float, given_up: Callable[[], bool]
     return monotonic() - began
 
 
-def check_sign_in(server: Spec, hosts: int) -> None:
-    """Refuse to start a server for several hosts that asks nobody for a password."""
-    if hosts > 1 and not server.signs_in:
+def check_sign_in(server: Spec) -> None:
+    """Refuse to start a server for other nodes that asks nobody for a password."""
+    if not server.signs_in:
         raise UsageRefusal(
-            f"--server: {server} has no sign-in, and on {hosts} hosts everybody in their network could write to it: "
-            "take another one, or start it yourself and give its address with --uri."
+            f"{server} has no sign-in, and where other nodes reach it everybody in their network could write to it: "
+            "take another one, or start it yourself at an address that you choose, and give that with --uri."
         )
 
 

@@ -128,8 +128,10 @@ def _reach(
         spec = servers.read(plan.server or USUAL_SERVER)
         if workloads.workspaces(plan) and spec.takes("workspaces"):
             spec = replace(spec, workspaces=True)
-        check_sign_in(spec, hosts)
-        host = node.address(environment) if hosts > 1 else "127.0.0.1"
+        host = "127.0.0.1"
+        if hosts > 1:
+            check_sign_in(spec)
+            host = node.address(environment)
         server = resources.enter_context(servers.start(spec, say=progress.say, check=stop.check, host=host))
         environment = started = server.environment
     target, version_told, experiment, spaces, ground = asyncio.run(_arrive(plan, environment))

@@ -153,6 +153,10 @@ def test_workloads_and_plans_are_listed(hpcstress: Command) -> None:
             "--server: mlflow-sqlite would be started, and --uri names http://127.0.0.1:1: give one of them.",
         ),
         (
+            ["serve", "mlflow-go-sqlite", "--host=node"],
+            "mlflow-go-sqlite has no sign-in, and where other nodes reach it everybody in their network could write",
+        ),
+        (
             ["serve", "mlflw"],
             "There is no server 'mlflw' that hpcstress can start. Did you mean mlflow-sqlite or mlflow-postgres?",
         ),

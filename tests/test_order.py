@@ -141,7 +141,7 @@ def test_with_weak_scaling_no_node_has_less_to_do_than_the_first(size: int, leas
         ({"uri": "http://me:pa55word@h"}, "--uri: "),
         (
             {"uri": "", "server": "mlflow-go-sqlite", "nodes": 2},
-            "--server: mlflow-go-sqlite has no sign-in, and on 2 hosts everybody in their network could write to it",
+            "mlflow-go-sqlite has no sign-in, and where other nodes reach it everybody in their network could write",
         ),
         ({"cluster": "local", "account": "x"}, "are Slurm's: leave them out with --cluster local."),
         ({"cluster": "local", "site": "juwels-booster"}, "are Slurm's: leave them out with --cluster local."),

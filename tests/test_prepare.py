@@ -278,6 +278,6 @@ def test_a_server_listens_where_all_ranks_reach_it(
 
 @pytest.mark.parametrize("server", ["mlflow-sqlite,auth=none", "mlflow-go-postgres"])
 def test_a_server_without_sign_in_is_not_started_for_several_hosts(tmp_path: Path, server: str) -> None:
-    with pytest.raises(UsageRefusal, match=rf"{server} has no sign-in, and on 3 hosts everybody"):
+    with pytest.raises(UsageRefusal, match=rf"{server} has no sign-in, and where other nodes reach it everybody"):
         prepared(tmp_path / "job", replace(SMALL, server=server), {}, hosts=3)
     assert not (tmp_path / "job").exists()

@@ -21,7 +21,7 @@ def options(name: str) -> dict[str, str]:
 
 
 def test_there_are_scripts() -> None:
-    assert SCRIPTS == ["array.sbatch", "generic.sbatch", "juwels-booster.sbatch"]
+    assert SCRIPTS == ["array.sbatch", "generic.sbatch", "juwels-booster.sbatch", "with-server.sbatch"]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -32,6 +32,9 @@ from typing import Any
 import psutil
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+# What Slurm sends to every process of a job whose time is nearly over: hpcstress ends its load then, and needs the
+# server for that.
+_WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
 _GRACE = 5.0
 _PERIOD = 1.0
 
@@ -116,6 +119,9 @@ def watch(orders: Orders) -> None:
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
+    for number in _WARNINGS:
+        # Whoever is started here ignores it, too, unless he has a use for it.
+        signal.signal(number, signal.SIG_IGN)
     become: dict[str, Any] = {}
     if orders.user:
         account = pwd.getpwnam(orders.user)

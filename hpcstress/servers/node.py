@@ -25,8 +25,8 @@ def address(environment: Mapping[str, str]) -> str:
         if not ip_address(one).is_loopback:
             return one
     raise Refusal(
-        "The ranks are on several nodes, and this one has no address that the others could reach a server at: "
-        "give the address of a running server with --uri."
+        "This node has no address that the others could reach a server at: start it on another machine, "
+        "and give its address with --uri."
     )
 
 

@@ -12,14 +12,15 @@ from urllib.parse import urlsplit
 import pytest
 
 from hpcstress.folder import RunFolder
-from hpcstress.recover import recover
 from hpcstress.record import Outcome
+from hpcstress.recover import recover
 from hpcstress.result import Result
 from tests.hosts.network import HOSTS, LOGIN, Network, address
 from tests.hosts.test_hosts import stored
-from tests.mpi.launch import Launched, kill, until
+from tests.mpi.launch import ROOT, Launched, kill, until
 from tests.mpi.test_jobs import no_report
 from tests.slurm.cluster import Cluster
+from tests.slurm.test_scripts import sbatch
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -183,17 +184,64 @@ def test_the_server_ends_when_the_first_rank_is_killed(network: Network, play: P
         assert 0 in result.attempts(["rank"])["rank"].tolist()
 
 
-@pytest.mark.parametrize("how", ["TERM", "KILL"])
-def test_the_server_ends_when_the_job_is_cancelled(
-    network: Network, cluster: Cluster, tmp_path: Path, how: str
+@pytest.mark.parametrize("words", [["--signal=USR1"], ["--signal=KILL"], []], ids=["warned", "killed", "cancelled"])
+@pytest.mark.parametrize("play", ["srun"], indirect=True)
+def test_the_server_ends_with_a_job_that_slurm_ends(
+    cluster: Cluster, play: Play, tmp_path: Path, words: list[str]
 ) -> None:
     folder = RunFolder(tmp_path / "job")
-    environment = {**no_report(tmp_path), "TMPDIR": str(network.disk), "HOME": "/nonexistent"}
-    command = ["srun", "--mpi=pmi2", "-N4", "-n4", sys.executable, "-m", "hpcstress", f"--server={SERVER}", *LOAD]
-    with cluster.running(*command, "--duration=200", "--output=job", cwd=tmp_path, **environment) as job:
+    with play(f"--server={SERVER}", *LOAD, "--duration=200") as job:
         with under_way(job, folder):
-            cluster.call("scancel", f"--signal={how}", cluster.call("squeue", "--noheader", "--format=%i").strip())
-        code, told, complaints = job.end()
+            cluster.call("scancel", *words, cluster.call("squeue", "--noheader", "--format=%i").strip())
+        code, _, complaints = job.end()
         job.until_gone()
     assert code != 0
-    print(code, told, complaints)
+    assert "Traceback" not in complaints
+    if not folder.result.exists():
+        recover(folder)
+    with Result(folder.result) as result:
+        assert not result.complete
+        outcomes = {*result.attempts(["outcome"])["outcome"].tolist()}
+        if words == ["--signal=USR1"]:
+            # It has served until the load had ended, though Slurm tells every process of a step.
+            assert outcomes <= {Outcome.ok, Outcome.interrupted}
+            assert result.notes == ["Stopped by a signal in step 1 of 1."]
+
+
+def test_a_server_on_a_node_of_its_own_serves_the_ranks_on_the_others(
+    network: Network, cluster: Cluster, tmp_path: Path
+) -> None:
+    # What is on the hosts' own disks, the others do not see.
+    environment = {"SERVER": SERVER, "TMPDIR": str(network.disk), "HOME": "/nonexistent", "MPI": "pmi2"}
+    environment |= {"HTTP_PROXY": "http://proxy.invalid:3128", "http_proxy": "http://proxy.invalid:3128"}
+    words = [":", "--nodes=3", "--ntasks-per-node=1", str(ROOT / "slurm" / "with-server.sbatch")]
+    words += [*LOAD, "--iterations=3", "--duration=0", "--output=job"]
+    code, log = sbatch(cluster, tmp_path, *words, **environment)
+    assert code == 0, log
+    with Result(tmp_path / "job" / "result.h5") as result:
+        assert result.complete
+        assert result.facts["uri"].startswith(f"http://{address('h1')}:")
+        # It was somebody else's for the ranks.
+        assert result.facts["server"] is None
+        assert result.table("ranks")["host"].tolist() == [b"h2", b"h3", b"h4"]
+        audit = result.table("audit")
+        assert audit["checked"].tolist() == audit["intact"].tolist() == [12]
+    assert "PASSWORD" not in log
+
+
+def test_the_exit_code_of_that_script_is_that_of_the_tool_or_of_the_server(
+    network: Network, cluster: Cluster, tmp_path: Path
+) -> None:
+    disk, script = network.disk, str(ROOT / "slurm" / "with-server.sbatch")
+    for server, words, told in (
+        ("mlflow-sqlit", [], "There is no server 'mlflow-sqlit' that hpcstress can start."),
+        ("mlflow-go-sqlite", [], "mlflow-go-sqlite has no sign-in"),
+        (SERVER, ["--runs=ten"], "--runs: The ladder 'ten' is not a list of numbers"),
+    ):
+        (folder := tmp_path / server).mkdir()
+        code, log = sbatch(
+            cluster, folder, ":", "--nodes=1", "--ntasks-per-node=1", script, *words, SERVER=server, TMPDIR=str(disk)
+        )
+        assert code == 2, log
+        assert told in log
+        assert "Traceback" not in log

@@ -188,6 +188,22 @@ def test_a_signal_to_the_guard_ends_the_server_and_removes_the_folder(
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_the_warning_that_a_jobs_time_is_nearly_over_leaves_the_server_alone(
+    start: Start, folder: Path, eventually: Eventually, number: signal.Signals
+) -> None:
+    guard = start("import time; open('ready', 'w').close(); time.sleep(600)")
+    eventually((folder / "ready").exists)
+    # Slurm sends it to every process of a step.
+    family = tree(guard)
+    for process in family:
+        process.send_signal(number)
+    samples = (folder / "samples").stat().st_size
+    eventually(lambda: (folder / "samples").stat().st_size > samples)
+    assert all(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family)
+    assert stop(guard) == 0
+
+
 def test_the_server_is_asked_to_end_when_its_guard_is_killed(
     start: Start, folder: Path, eventually: Eventually
 ) -> None:

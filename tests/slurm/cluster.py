@@ -136,7 +136,8 @@ class Cluster:
         # A node has its own processes, which all end when it does: also the steps, which outlive slurmd. Where others
         # have the folder of the login node, it has an empty one, which it cannot write.
         hidden = f'mount -t tmpfs -o ro none {self.login_only} && "$@"'
-        node = [*self.inside(name), "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", hidden, "sh"]
+        node = [*self.inside(name), "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        node += ["sh", "-c", hidden, "sh"]
         node += [str(_found("slurmd")), "-D", "-f", self.environment["SLURM_CONF"], "-N", name]
         self.nodes[name] = ExitStack()
         self.nodes[name].enter_context(_daemon(node, self.folder / "log" / "daemons", signal.SIGKILL))
