@@ -59,7 +59,10 @@ class Journal:
             os.posix_fallocate(self._file, offset, _WINDOW)
             self._window = mmap.mmap(self._file, _WINDOW, offset=offset)
         except OSError as error:
-            raise Refusal(f"The journal {self.path} cannot grow: {error.strerror}.") from None
+            raise Refusal(
+                f"The journal {self.path} cannot grow: {error.strerror}. Make room there, or keep journals elsewhere; "
+                "`hpcstress recover` makes the result of what was measured."
+            ) from None
         self._window_offset = offset
         self._position = 0
 

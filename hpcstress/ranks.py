@@ -326,11 +326,10 @@ def world(environment: Mapping[str, str] | None = None) -> Iterator[World]:
     except Exception as error:
         if isinstance(error, Refusal) and error.shared:
             raise
-        if isinstance(error, Refusal):
-            print(error, file=sys.stderr)
-        else:
+        if not isinstance(error, Refusal):
             traceback.print_exc()
-        _end(comm, f"{place} failed: the job of {count(comm.size, 'rank')} ends.")
+        told = f"{error}\n" if isinstance(error, Refusal) else ""
+        _end(comm, f"{told}{place} failed: the job of {count(comm.size, 'rank')} ends.")
     finally:
         if watch is not None:
             watch.close()
@@ -338,8 +337,8 @@ def world(environment: Mapping[str, str] | None = None) -> Iterator[World]:
 
 def _end(comm: Any, sentence: str) -> NoReturn:
     """End the job on all ranks."""
-    print(sentence, file=sys.stderr)
-    sys.stderr.flush()
+    # In one piece: other ranks may say the same at this moment.
+    print(f"{sentence}\n", end="", file=sys.stderr, flush=True)
     # A launcher passes on what ranks have said only while they live.
     time.sleep(_LAST_WORDS_SECONDS)
     comm.Abort(FAILED)

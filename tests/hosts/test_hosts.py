@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -19,6 +20,7 @@ from hpcstress.recover import recover
 from hpcstress.result import Result
 from tests.hosts.network import HOSTS, LOGIN, SHIFTS, Network
 from tests.jobs import SMALL
+from tests.mpi.deaths import HASTY, judge
 from tests.mpi.launch import Launched, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -163,3 +165,28 @@ def test_a_host_that_stays_away_ends_the_job_and_is_named(network: Network, tmp_
     assert all("Recovered" in note or "First failure" in note for note in recover(folder))
     with Result(folder.result) as result:
         assert {*result.attempts(["rank"])["rank"].tolist()} == {*range(RANKS)}
+
+
+def test_a_full_disk_of_one_host_ends_the_job_with_its_sentence_and_keeps_every_row(
+    network: Network, tmp_path: Path
+) -> None:
+    folder, place = RunFolder(tmp_path / "job"), network.disk / "journals"
+    # Room for the first window of its ranks' journals, and for a few bytes more.
+    small = f"mount -t tmpfs -o size={2 * (HEADER_SIZE + (1 << 20)) + 65536} none {place}"
+    for name in HOSTS:
+        network.call(name, f"mkdir {place}{f' && {small}' if name == 'h3' else ''}")
+    try:
+        with playing(network, HASTY, tmp_path, {JOURNALS: str(place)}) as job:
+            code, _, complaints = job.end()
+            job.until_gone()
+        for name in HOSTS:
+            network.call(name, f"cp {place}/hpcstress-*/*.rows {folder.journals}")
+    finally:
+        for name in HOSTS:
+            network.call(name, f"{f'umount {place} && ' if name == 'h3' else ''}rm -r {place}")
+    assert code != 0
+    full = rf"The journal {place}/hpcstress-\w+/rank-00000[45].rows cannot grow: No space left on device. Make room "
+    assert re.search(full, complaints), complaints
+    assert re.search(r"^rank [45] on h3 failed: the job of 8 ranks ends\.$", complaints, re.MULTILINE), complaints
+    assert "Traceback" not in complaints
+    judge(folder, RANKS)

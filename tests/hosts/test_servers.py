@@ -68,11 +68,11 @@ def listening(network: Network, name: str) -> set[str]:
 
 
 @contextmanager
-def under_way(job: Launched, folder: RunFolder) -> Iterator[str]:
+def under_way(job: Launched, folder: RunFolder, ranks: int = len(HOSTS)) -> Iterator[str]:
     """Wait until the server has answered all ranks of a job; yield its address."""
-    ranks = [*range(len(HOSTS))]
-    until(lambda: job.process.poll() is not None or all(stored(folder, ranks, Outcome.ok).values()), 120)
-    assert job.process.poll() is None, job.process.communicate()
+    # One that submits a job has ended well by then.
+    until(lambda: job.process.poll() or all(stored(folder, [*range(ranks)], Outcome.ok).values()), 120)
+    assert not job.process.poll(), job.process.communicate()
     [job_itself] = [event for event in folder.events() if event["event"] == "job"]
     yield job_itself["facts"]["uri"]
 
@@ -215,18 +215,28 @@ def test_a_server_on_a_node_of_its_own_serves_the_ranks_on_the_others(
     environment = {"SERVER": SERVER, "TMPDIR": str(network.disk), "HOME": "/nonexistent", "MPI": "pmi2"}
     environment |= {"HTTP_PROXY": "http://proxy.invalid:3128", "http_proxy": "http://proxy.invalid:3128"}
     words = [":", "--nodes=3", "--ntasks-per-node=1", str(ROOT / "slurm" / "with-server.sbatch")]
-    words += [*LOAD, "--iterations=3", "--duration=0", "--output=job"]
-    code, log = sbatch(cluster, tmp_path, *words, **environment)
+    words += [*LOAD, "--duration=6", "--output=job"]
+    passwords = []
+
+    def look(job: Launched) -> None:
+        with under_way(job, RunFolder(tmp_path / "job"), 3) as uri:
+            assert urlsplit(uri).hostname == address("h1")
+            passwords.append(password_of(job))
+            assert shown_to_all(passwords[0]) == []
+            assert [ask(network, name, uri) for name in ("h1", "h3")] == ["401"] * 2
+
+    code, log = sbatch(cluster, tmp_path, *words, look=look, **environment)
     assert code == 0, log
+    assert files_with(passwords[0], tmp_path) == []
     with Result(tmp_path / "job" / "result.h5") as result:
         assert result.complete
-        assert result.facts["uri"].startswith(f"http://{address('h1')}:")
         # It was somebody else's for the ranks.
         assert result.facts["server"] is None
         assert result.table("ranks")["host"].tolist() == [b"h2", b"h3", b"h4"]
         audit = result.table("audit")
-        assert audit["checked"].tolist() == audit["intact"].tolist() == [12]
-    assert "PASSWORD" not in log
+        assert audit["checked"].tolist() == audit["intact"].tolist()
+        assert audit["checked"][0] > 0
+        assert passwords[0] not in str(result.facts) + str(result.notes)
 
 
 def test_the_exit_code_of_that_script_is_that_of_the_tool_or_of_the_server(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from hpcstress.result import Result
 from tests.fake_mlflow import serving
-from tests.mpi.launch import ROOT, until
+from tests.mpi.launch import ROOT, Launched, until
 from tests.mpi.test_jobs import no_report
 from tests.slurm.cluster import Cluster
 from tests.slurm.test_srun import TINY
@@ -20,13 +21,20 @@ pytestmark = pytest.mark.slow
 SMALL = ["--nodes=4", "--ntasks-per-node=1"]
 
 
-def sbatch(cluster: Cluster, folder: Path, *words: str, **environment: str) -> tuple[int, str]:
-    """Submit a script, wait for its end; return the exit code and what it has logged."""
+def sbatch(
+    cluster: Cluster,
+    folder: Path,
+    *words: str,
+    look: Callable[[Launched], object] = lambda _: None,
+    **environment: str,
+) -> tuple[int, str]:
+    """Submit a script, `look` at the job, wait for its end; return the exit code and what it has logged."""
     command = ["sbatch", "--parsable", "--output=log", "--open-mode=append", *words]
     environment = {"PYTHON": sys.executable, **no_report(folder), **environment}
     with cluster.running(*command, cwd=folder, **environment) as process:
         code, told, complaints = process.end()
         assert code == 0, complaints
+        look(process)
         # `sbatch --wait` looks only every ten seconds.
         until(lambda: not cluster.call("squeue", "--noheader"), 110)
         ended = cluster.call("scontrol", "show", "job", told.strip())
