@@ -50,12 +50,12 @@ def missing() -> str:
 class Network:
     """A network that is up. `keepers` are the processes whose namespaces the hosts are.
 
-    What is in `disk` is another folder on each host; all else they share.
+    What is in `disk` is another folder on each host, which everybody may enter; all else they share.
     """
 
     keepers: dict[str, int]
     agent: Path
-    disk: Path
+    disk: Path = Path("/media")
 
     def inside(self, name: str, cwd: Path = ROOT) -> list[str]:
         """Return what a command line begins with to run on a host, in a folder that all hosts share."""
@@ -111,8 +111,7 @@ def network(folder: Path) -> Iterator[Network]:
     names.write_text("".join(f"{address(name)} {name}\n" for name in (LOGIN, *HOSTS)) + "127.0.0.1 localhost\n")
     with ExitStack() as stack:
         keepers = {name: stack.enter_context(_keeper(shift)) for name, shift in SHIFTS.items()}
-        made = Network(keepers, folder / "agent", folder / "disk")
-        made.disk.mkdir()
+        made = Network(keepers, folder / "agent")
         # What hydra calls in place of rsh: HOST and then the words of a command line.
         choices = "".join(f'{name}) shift; exec {shlex.join(made.inside(name)[:-1])} sh -c "$*";;\n' for name in HOSTS)
         made.agent.write_text(f'#!/bin/sh\ncase $1 in\n{choices}esac\necho "no host $1" >&2; exit 1\n')
@@ -124,7 +123,7 @@ def network(folder: Path) -> Iterator[Network]:
         for name in HOSTS:
             made.call(LOGIN, f"ip link add to-{name} type veth peer name eth0 netns {keepers[name]}")
             made.call(LOGIN, f"ip link set to-{name} master switch up")
-            made.call(name, f"mount -t tmpfs none {shlex.quote(str(made.disk))}")
+            made.call(name, f"mount -t tmpfs none {made.disk}")
             made.call(name, f"ip address add {address(name)}/24 dev eth0 && ip link set eth0 up && ip link set lo up")
         yield made
 

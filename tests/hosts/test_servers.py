@@ -24,7 +24,7 @@ from tests.slurm.test_scripts import sbatch
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-SERVER = "mlflow-sqlite,workers=1"
+SERVER, POSTGRES = "mlflow-sqlite,workers=1", "mlflow-postgres,workers=1"
 # As many users as ranks, for as long as somebody needs to look around.
 LOAD = ["--users=4", "--repeats=1", "--warmup=0", "--params=5", "--artifact-size=1kB", "--sleep-time=0"]
 _ASK = """
@@ -116,11 +116,14 @@ def ask(network: Network, name: str, uri: str) -> str:
     return network.call(name, f"{sys.executable} -I -c '{_ASK}' '{uri}{path}'").strip()
 
 
+@pytest.mark.parametrize(
+    ("play", "server"), [("srun", SERVER), ("srun", POSTGRES), ("mpiexec", SERVER)], indirect=["play"]
+)
 def test_the_ranks_of_the_job_and_nobody_else_reach_the_server_on_its_first_host(
-    network: Network, play: Play, tmp_path: Path
+    network: Network, play: Play, server: str, tmp_path: Path
 ) -> None:
     folder = RunFolder(tmp_path / "job")
-    with play(f"--server={SERVER}", *LOAD, "--duration=8") as job:
+    with play(f"--server={server}", *LOAD, "--duration=8") as job:
         with under_way(job, folder) as uri:
             where = urlsplit(uri)
             assert where.hostname == address("h1")
@@ -131,7 +134,7 @@ def test_the_ranks_of_the_job_and_nobody_else_reach_the_server_on_its_first_host
             # What of it is in a file is its owner's alone, on the server's own host.
             assert files_with(password, tmp_path) == []
             assert [network.call(name, f"ls -A {network.disk}") != "" for name in HOSTS] == [True, False, False, False]
-            assert network.call("h1", f"find {network.disk}/* -maxdepth 0 -perm /077") == ""
+            assert network.call("h1", f"find {network.disk}/* -maxdepth 1 -perm /066") == ""
             assert [ask(network, name, uri) for name in ("h1", "h3", LOGIN)] == ["401"] * 3
         code, told, complaints = job.end()
         job.until_gone()
@@ -142,7 +145,7 @@ def test_the_ranks_of_the_job_and_nobody_else_reach_the_server_on_its_first_host
     with Result(folder.result) as result:
         assert result.complete
         assert password not in str(result.facts) + str(result.notes)
-        assert result.facts["server"]["server"] == SERVER
+        assert result.facts["server"]["server"] == server
         rows = result.attempts(["rank", "outcome"])
         assert {*rows["rank"].tolist()} == {0, 1, 2, 3}
         assert {*rows["outcome"].tolist()} == {Outcome.ok}
