@@ -131,6 +131,9 @@ def test_the_ranks_of_the_job_and_nobody_else_reach_the_server_on_its_first_host
             assert there == {f"{address('h1')}:{where.port}"}
             password = password_of(job)
             assert shown_to_all(password) == []
+            ranks = [pid for pid in job.left() if {"hpcstress", "--output=job"} <= {*words(pid)}]
+            assert len(ranks) >= len(HOSTS)
+            assert not [pid for pid in ranks if password in variables(pid).values()]
             # What of it is in a file is its owner's alone, on the server's own host.
             assert files_with(password, tmp_path) == []
             assert [network.call(name, f"ls -A {network.disk}") != "" for name in HOSTS] == [True, False, False, False]
