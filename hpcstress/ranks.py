@@ -6,6 +6,7 @@ wait is a nonblocking request, a test and a sleep. Without a launcher there is o
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 import time
@@ -35,6 +36,9 @@ _LAST_WORDS_SECONDS = 0.3
 _UNHEARD_WORDS = 100
 # What other jobs of this node are just making is younger.
 _LEFTOVER_SECONDS = 600
+# A rank that dies while MPI starts leaves the others waiting there, and none of them can watch it yet. Ten thousand may
+# need minutes until the last one has read its files.
+_JOIN_SECONDS = 1200
 # MPICH keeps 17 MB on every rank for messages of a kind that no word here belongs to (one-sided ones).
 _FRUGAL = {"MPIR_CVAR_CH4_OFI_ENABLE_AM": "0"}
 
@@ -401,6 +405,16 @@ def _library(mpi: Any) -> str:
     return " ".join(told.split("\n", maxsplit=1)[0].strip("\0 ").split())[:60]
 
 
+@contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """End this process if it does not leave the block in time; what holds the interpreter there stops its threads."""
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
 def _load_mpi() -> Any:
     for name, value in _FRUGAL.items():
         os.environ.setdefault(name, value)
@@ -409,7 +423,8 @@ def _load_mpi() -> Any:
 
         # The main thread speaks, and the one that watches.
         mpi4py.rc.thread_level = "multiple"
-        from mpi4py import MPI
+        with _at_most(_JOIN_SECONDS):
+            from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         first = str(error).split("\n", maxsplit=1)[0]
         raise Refusal(

@@ -57,3 +57,26 @@ def test_a_rank_that_is_stopped_is_missed_by_the_next_one(tmp_path: Path) -> Non
     assert "Nothing was heard of rank 0 on " in complaints
     assert "The job of 4 ranks ends" in complaints
     judge(folder, RANKS)
+
+
+# Rank 1 is there, and never joins.
+_LATE = """
+import signal, sys
+from hpcstress import ranks
+from hpcstress.launcher import promised_rank
+if promised_rank(ranks.os.environ) == 1:
+    signal.pause()
+ranks._JOIN_SECONDS = 1
+with ranks.world():
+    sys.exit("they are together")
+"""
+
+
+def test_who_waits_for_a_rank_that_does_not_join_ends_in_the_end(tmp_path: Path) -> None:
+    with launched(3, "-c", _LATE, cwd=tmp_path) as job:
+        code, _, complaints = job.end()
+        job.until_gone()
+    assert code != 0
+    assert "Timeout (0:00:01)!" in complaints
+    assert "in _load_mpi\n" in complaints
+    assert "together" not in complaints
