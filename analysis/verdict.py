@@ -19,10 +19,10 @@ the latencies of the same step, because a millisecond matters beside 5 ms and no
 Below a millisecond nothing is called late: that is what a busy node's scheduler does to anybody, and MLflow does not
 answer so fast that it would show.
 
-CLOCK-UNSURE: ranks agree on the time only within an error: half the best round trips to rank 0, and what the clocks
-drifted apart during the job, if nobody corrected that. Latencies do not suffer, each is measured with one clock. The
-claim that suffers is that runs began together: if the error exceeds a tenth of a step's usual service time (and a
-millisecond), the runs of some ranks were well into their work when those of others began.
+CLOCK-UNSURE: ranks on several nodes agree on the time only within an error: half the best round trips to rank 0, and
+what the clocks drifted apart during the job, if nobody corrected that. Latencies do not suffer, each is measured with
+one clock. The claim that suffers is that runs began together: if the error exceeds a tenth of a step's usual service
+time (and a millisecond), the runs of some ranks were well into their work when those of others began.
 
 INCOMPLETE: rows are missing, so that counts are too low, and percentiles those of what was left.
 """
@@ -122,9 +122,10 @@ def measurement(frame: Frame, steps: tuple[StepStatistics, ...]) -> tuple[Findin
 def _valid(frame: Frame) -> str:
     ranks = count(max(1, len(frame.ranks)), "rank")
     if len(frame.ranks) > 1:
-        error = seconds(float(frame.ranks["error_ns"].max()) / 1e9)
+        error = float(frame.ranks["error_ns"].max()) / 1e9
+        clocks = f"agree on the time within {seconds(error)}" if error else "have the same clock"
         together = f", and began each step within {seconds(spread_of_starts(frame))}" if _knows_starts(frame) else ""
-        return f"{ranks} delivered every attempt, kept up with the server, agree on the time within {error}{together}."
+        return f"{ranks} delivered every attempt, kept up with the server, {clocks}{together}."
     return f"The generator ({ranks}) delivered every attempt and kept up with the server."
 
 

@@ -514,6 +514,12 @@ def _named_server(uri: str) -> Dialer | None:
     return asyncio.run(way_to(uri, os.environ))
 
 
+def _clock_of(node: Node) -> str:
+    if not node.clock_error_ns:
+        return "the same"
+    return f"{node.clock_offset_ns / 1e3:.1f} ± {node.clock_error_ns / 1e3:.1f}"
+
+
 def _print_findings(findings: list[Finding], world: World, target: Target | None) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -532,7 +538,7 @@ def _print_findings(findings: list[Finding], world: World, target: Target | None
             node.name,
             node.ranks,
             *(_way_of(node, target) if target else ["-"] * 6),
-            f"{node.clock_offset_ns / 1e3:.1f} ± {node.clock_error_ns / 1e3:.1f}",
+            _clock_of(node),
             str(node.open_files),
             f"{node.import_seconds:.2f} s",
         )

@@ -408,7 +408,8 @@ def _library(mpi: Any) -> str:
 @contextmanager
 def _at_most(seconds: float) -> Iterator[None]:
     """End this process if it does not leave the block in time; what holds the interpreter there stops its threads."""
-    faulthandler.dump_traceback_later(seconds, exit=True)
+    # Not by sys.stderr, which may be no file.
+    faulthandler.dump_traceback_later(seconds, exit=True, file=2)
     try:
         yield
     finally:

@@ -205,7 +205,7 @@ def _lost(job: Job) -> int:
 
 def _rescue(job: Job) -> str:
     if job.folder.result.exists():
-        return f"Its result is whole: {job.folder.result}"
+        return f"Its result holds what was measured until then: {job.folder.result}"
     if job.folder.journals.exists():
         return f"What it had measured: hpcstress recover {job.folder.path}"
     return f"It had not begun to send; its log says more: {job.logs[-1]}"

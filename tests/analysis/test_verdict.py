@@ -195,6 +195,12 @@ def test_a_valid_measurement_says_how_well_the_clocks_agree() -> None:
     )
 
 
+def test_ranks_of_one_kernel_have_the_same_clock() -> None:
+    (finding,) = verdict(job(error=0)).findings
+
+    assert finding.evidence == "2 ranks delivered every attempt, kept up with the server, have the same clock."
+
+
 def test_it_says_how_far_apart_ranks_truly_began_and_corrected_drift_is_no_doubt() -> None:
     health = [{"step": step, "rank": rank, "wall_seconds": 1.0} for step in (0, 1) for rank in (0, 7)]
     for row, began in zip(health, (0, 300 * US, 100 * US, -50 * US), strict=True):
