@@ -2,7 +2,7 @@
 
 VALID is what is left when none of these holds for any step:
 
-CLIENT-BOUND: the generator, and not the server, may have made the numbers. Four observations say so, compared with
+CLIENT-BOUND: the generator, and not the server, may have made the numbers. Five observations say so, compared with
 the latencies of the same step, because a millisecond matters beside 5 ms and not beside 5 s:
 
 * Lateness. A run sends its next request as soon as the one before has ended; what it is late is load that was not
@@ -13,7 +13,10 @@ the latencies of the same step, because a millisecond matters beside 5 ms and no
 * Loop lag. An answer is stamped when the event loop gets to it, so service times contain the loop's lag; it is
   compared in the same way.
 * Beginnings. Runs that were to begin at once have to be under way at once: fewer than nine in ten of them together,
-  because the generator needed so long to begin them all, is not the load that the step is named after.
+  because the generator needed so long to begin them all, is not the load that the step is named after. Nor is it where
+  a rank truly began when the others usually had their first answers (and a tenth of a second after them).
+* Standstill. An event loop that stands still for a second, longer than the slowest answers of its step take, has made
+  slow answers of its own, few as they may be.
 * CPU. A rank that used more than 90 % of a core during a step has no room left in which to be on time.
 
 Below a millisecond nothing is called late: that is what a busy node's scheduler does to anybody, and MLflow does not
@@ -47,6 +50,8 @@ SHARE = 0.1
 NOTICEABLE = 1e-3
 CPU_SHARE = 0.9
 TOGETHER = 0.9
+HELD_UP = 0.1
+STOOD_STILL = 1.0
 
 
 class Value(StrEnum):
@@ -112,6 +117,8 @@ def measurement(frame: Frame, steps: tuple[StepStatistics, ...]) -> tuple[Findin
         (Value.CLOCK_UNSURE, _clock_unsure(frame, steps)),
         (Value.CLIENT_BOUND, _late(steps)),
         (Value.CLIENT_BOUND, _apart(steps)),
+        (Value.CLIENT_BOUND, _behind(frame, steps)),
+        (Value.CLIENT_BOUND, _still(frame, steps)),
         (Value.CLIENT_BOUND, _lagging(frame, steps)),
         (Value.CLIENT_BOUND, _out_of_cpu(frame, steps)),
     )
@@ -146,20 +153,29 @@ def _incomplete(frame: Frame) -> str:
 def _clock_unsure(frame: Frame, steps: tuple[StepStatistics, ...]) -> str:
     if not len(frame.ranks) or not steps:
         return ""
-    elapsed = np.nanmax([0.0, *(step.began + step.duration - steps[0].began for step in steps)])
-    errors = frame.ranks["error_ns"] / 1e9
-    if not _knows_starts(frame):
-        errors = errors + np.abs(frame.ranks["drift_ppm"]) * 1e-6 * elapsed
-    worst = int(np.argmax(errors))
-    unsure = [step for step in steps if _matters(errors[worst], step.service.p50.value)]
+    unsure = [found for found in _clock_errors(frame, steps) if _matters(found[1], found[0].service.p50.value)]
     if not unsure:
         return ""
-    quickest = min(unsure, key=lambda step: step.service.p50.value)
+    quickest, error, rank = min(unsure, key=lambda found: found[0].service.p50.value)
     return (
-        f"The clock of rank {frame.ranks['rank'][worst]} is known only within {seconds(float(errors[worst]))}, but a "
-        f"request usually took {seconds(quickest.service.p50.value)} at {quickest.where}: "
-        "that the runs of all ranks began together cannot be shown."
+        f"The clock of rank {rank} is known only within {seconds(error)}, but a request usually took "
+        f"{seconds(quickest.service.p50.value)} at {quickest.where}: that the runs of all ranks began together cannot "
+        "be shown."
     )
+
+
+def _clock_errors(frame: Frame, steps: tuple[StepStatistics, ...]) -> Iterator[tuple[StepStatistics, float, int]]:
+    """Yield for each step how wrong the worst clock may have been when it began, in seconds, and whose it was."""
+    if _knows_starts(frame):
+        for step, rows in _health(frame, steps):
+            worst = rows[np.argmax(rows["clock_error_ns"])]
+            yield step, float(worst["clock_error_ns"]) / 1e9, int(worst["rank"])
+        return
+    elapsed = np.nanmax([0.0, *(step.began + step.duration - steps[0].began for step in steps)])
+    errors = frame.ranks["error_ns"] / 1e9 + np.abs(frame.ranks["drift_ppm"]) * 1e-6 * elapsed
+    place = int(np.argmax(errors))
+    for step in steps:
+        yield step, float(errors[place]), int(frame.ranks["rank"][place])
 
 
 def _late(steps: tuple[StepStatistics, ...]) -> str:
@@ -194,6 +210,39 @@ def _began_late(step: StepStatistics) -> bool:
     # Runs that the server ends at once are not together either: that is no fault of who began them.
     took = step.run_duration.p50.value - step.start_delay.p50.value
     return step.start_delay.p99.value > max(NOTICEABLE, took / 2)
+
+
+def _behind(frame: Frame, steps: tuple[StepStatistics, ...]) -> str:
+    if not _knows_starts(frame):
+        return ""
+    behind = []
+    for step, rows in _health(frame, steps):
+        late = (rows["began_ns"] - rows["began_ns"].min()) / 1e9
+        worst = int(np.argmax(late))
+        if late[worst] > max(HELD_UP, step.service.p50.value):
+            behind.append((float(late[worst]), int(rows["rank"][worst]), step))
+    if not behind:
+        return ""
+    late, rank, step = max(behind, key=lambda found: found[0])
+    return (
+        f"The ranks did not begin together: at {step.where} rank {rank} began {seconds(late)} after the first, when a "
+        f"request usually took {seconds(step.service.p50.value)}{_of_all([found[-1] for found in behind], steps)}."
+    )
+
+
+def _still(frame: Frame, steps: tuple[StepStatistics, ...]) -> str:
+    still = []
+    for step, rows in _health(frame, steps):
+        worst = rows[np.argmax(rows["lag_max_ns"])]
+        if (lag := float(worst["lag_max_ns"]) / 1e9) > max(STOOD_STILL, step.service.p99.value):
+            still.append((lag, int(worst["rank"]), step))
+    if not still:
+        return ""
+    lag, rank, step = max(still, key=lambda found: found[0])
+    return (
+        f"The generator stood still: rank {rank} for {seconds(lag)} at {step.where}; answers that came meanwhile look "
+        f"as slow as that{_of_all([found[-1] for found in still], steps)}."
+    )
 
 
 def _lagging(frame: Frame, steps: tuple[StepStatistics, ...]) -> str:

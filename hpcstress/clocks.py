@@ -7,7 +7,6 @@ same clock: one of them asks for all. Those who ask form a tree: each asks its p
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -33,8 +32,8 @@ class Offset(NamedTuple):
 _FEW, _MANY = 50, 2000
 _FAST_NS = 20_000
 _PATIENCE_NS = 300_000_000
-# What two clocks may part while nobody measures it, in parts per million: Linux lets NTP slew by 500, crystals by 50.
-_UNKNOWN_PPM = 500
+# What two clocks may part while nobody measures it, in parts per million: NTP slews each of them by up to 500.
+_UNKNOWN_PPM = 1000
 
 
 class Sources(NamedTuple):
@@ -120,17 +119,19 @@ class Course:
         return (last.offset_ns - first.offset_ns) / elapsed * 1e6 if elapsed > 0 else 0.0
 
     def offset_at(self, instant: int) -> Offset:
-        """Return the offset at an instant of this rank's clock, with the drift between the measurements around it.
+        """Return the offset at an instant of this rank's clock, as far as it follows from all measurements.
 
-        Outside of all measurements the newest, or the first, is as good as its age allows.
+        How the clocks parted between two of them nobody has seen: not faster than clocks may, and so each of them
+        bounds it from its side.
         """
-        place = bisect_right(self._readings, instant, key=lambda reading: reading.at)
-        if place in (0, len(self._readings)):
-            return aged(self._readings[max(0, place - 1)], instant)
-        before, after = self._readings[place - 1 : place + 1]
-        parted = (after.offset_ns - before.offset_ns) * (instant - before.at) // (after.at - before.at)
-        # One nanosecond for what was rounded.
-        return Offset(before.offset_ns + parted, max(before.error_ns, after.error_ns) + 1, instant)
+        known = [aged(reading, instant) for reading in self._readings]
+        least = max(offset.offset_ns - offset.error_ns for offset in known)
+        most = min(offset.offset_ns + offset.error_ns for offset in known)
+        if least > most:
+            # They contradict each other: a clock was stopped, or slewed faster. Nobody knows which is right.
+            least = min(offset.offset_ns - offset.error_ns for offset in known)
+            most = max(offset.offset_ns + offset.error_ns for offset in known)
+        return Offset((least + most) // 2, -(-(most - least) // 2), instant)
 
 
 NO_OFFSET = Offset(0, 0, 0)

@@ -21,7 +21,15 @@ import numpy as np
 
 from hpcstress.clocks import NO_OFFSET, Offset, Ping, Sources, aged, enough, offset_of, sources, through
 from hpcstress.errors import FAILED, Refusal
-from hpcstress.launcher import clock_name, is_first_of_node, node_name, promised_rank, promised_size, wrong_size
+from hpcstress.launcher import (
+    clock_name,
+    is_first_of_node,
+    node_name,
+    promised_rank,
+    promised_size,
+    seconds_since_start,
+    wrong_size,
+)
 from hpcstress.leftovers import sweep
 from hpcstress.quantity import count
 from hpcstress.record import RECORD
@@ -36,9 +44,10 @@ _LAST_WORDS_SECONDS = 0.3
 _UNHEARD_WORDS = 100
 # What other jobs of this node are just making is younger.
 _LEFTOVER_SECONDS = 600
-# A rank that dies while MPI starts leaves the others waiting there, and none of them can watch it yet. Ten thousand may
-# need minutes until the last one has read its files.
-_JOIN_SECONDS = 1200
+# A rank that dies while MPI starts leaves the others waiting there, and none of them can watch it yet. Where files are
+# read from a busy file system, the last rank may need so many times as long as this one.
+_JOIN_SECONDS = 300
+_STORMS = 10
 # MPICH keeps 17 MB on every rank for messages of a kind that no word here belongs to (one-sided ones).
 _FRUGAL = {"MPIR_CVAR_CH4_OFI_ENABLE_AM": "0"}
 
@@ -314,17 +323,18 @@ def world(environment: Mapping[str, str] | None = None) -> Iterator[World]:
     if promised is None:
         yield World()
         return
-    mpi = _load_mpi()
-    comm = mpi.COMM_WORLD
-    if comm.size != promised:
-        # Every rank sees the same: one of them says it, and none goes on to overwrite the others' results.
-        if promised_rank(environment) == 0:
-            print(wrong_size(promised, comm.size, _library(mpi)), file=sys.stderr)
-        raise SystemExit(FAILED)
-    if is_first_of_node(environment):
-        sweep(_LEFTOVER_SECONDS)
-    place = f"rank {comm.rank} on {node_name(environment)}"
-    watch = _watch(mpi, comm, place)
+    with _at_most(_JOIN_SECONDS + _STORMS * seconds_since_start()):
+        mpi = _load_mpi()
+        comm = mpi.COMM_WORLD
+        if comm.size != promised:
+            # Every rank sees the same: one of them says it, and none goes on to overwrite the others' results.
+            if promised_rank(environment) == 0:
+                print(wrong_size(promised, comm.size, _library(mpi)), file=sys.stderr)
+            raise SystemExit(FAILED)
+        if is_first_of_node(environment):
+            sweep(_LEFTOVER_SECONDS)
+        place = f"rank {comm.rank} on {node_name(environment)}"
+        watch = _watch(mpi, comm, place)
     try:
         yield MpiWorld(comm)
     except Exception as error:
@@ -424,8 +434,7 @@ def _load_mpi() -> Any:
 
         # The main thread speaks, and the one that watches.
         mpi4py.rc.thread_level = "multiple"
-        with _at_most(_JOIN_SECONDS):
-            from mpi4py import MPI
+        from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         first = str(error).split("\n", maxsplit=1)[0]
         raise Refusal(

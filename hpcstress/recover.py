@@ -96,12 +96,12 @@ def recover(folder: RunFolder) -> list[str]:
 
 def _on_nodes(folder: RunFolder, place: object) -> str:
     """Look for journals in the nodes' own folder, too, if this is such a node; return how to bring them together."""
-    if not isinstance(place, str) or not re.fullmatch(r"/.*/hpcstress-[0-9a-f]+|[$].*/hpcstress-[0-9a-f]+", place):
+    if not isinstance(place, str) or not re.fullmatch(r"[/$](.*/)?hpcstress-[0-9a-f]+", place):
         return ""
     folder.local = Path(os.path.expandvars(place))
     return (
         f"each node has kept those of its ranks in {place}. Copy them together before you recover, such as by "
-        f"`srun --ntasks-per-node=1 sh -c 'cp {place}/*.rows {folder.journals.absolute()}'` on the job's nodes."
+        f'`srun --ntasks-per-node=1 sh -c \'cp "{place}"/*.rows "{folder.journals.absolute()}"\'` on the job\'s nodes.'
     )
 
 

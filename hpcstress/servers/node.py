@@ -19,9 +19,13 @@ def address(environment: Mapping[str, str]) -> str:
     first one of a network that is up.
     """
     networks = _networks()
-    named = networks.get(environment.get(_NETWORK, ""), [])
+    if (wanted := environment.get(_NETWORK)) and wanted not in networks:
+        # Another network may be open to more people than the ranks.
+        raise Refusal(
+            f"{_NETWORK} names the network {wanted}, which is not up on this node: take one of {', '.join(networks)}."
+        )
     known = [one for own in networks.values() for one in own]
-    for one in (*named, *(one for one in _of_name() if one in known), *known):
+    for one in (*networks.get(wanted or "", []), *(one for one in _of_name() if one in known), *known):
         if not ip_address(one).is_loopback:
             return one
     raise Refusal(

@@ -209,6 +209,43 @@ def test_it_says_how_far_apart_ranks_truly_began_and_corrected_drift_is_no_doubt
     assert finding.evidence.endswith("within 20 µs, and began each step within 300 µs.")
 
 
+def began(*ranks: int, wrong: int = 0, **felt: int) -> Any:
+    """Return what two ranks felt in two steps; the second began so many ns after the first in each."""
+    rows = [
+        {"step": step, "rank": rank, "wall_seconds": 1.0, "clock_error_ns": wrong} for step in (0, 1) for rank in (0, 7)
+    ]
+    for step, late in enumerate(ranks):
+        rows[2 * step + 1] |= {"began_ns": late, **felt}
+    return table("health", rows)
+
+
+def test_a_rank_that_began_when_others_had_their_answers_makes_the_generator_the_bound() -> None:
+    # A tenth of a second may be the scheduler of a crowded node.
+    assert verdict(job(health=began(0, 100 * MS))).values == {VALID}
+    (finding,) = verdict(job(health=began(0, 101 * MS))).findings
+    assert finding.value is Value.CLIENT_BOUND
+    assert (
+        "rank 7 began 0.10 s after the first, when a request usually took 10 ms (so in 1 of 2 steps)"
+        in finding.evidence
+    )
+    assert verdict(job(service=300 * MS, health=began(0, 300 * MS))).values == {VALID}
+    assert verdict(job(service=300 * MS, health=began(0, 301 * MS))).values == {CLIENT}
+
+
+def test_a_rank_that_stood_still_makes_the_generator_the_bound() -> None:
+    assert verdict(job(health=began(0, 0, lag_max_ns=1000 * MS))).values == {VALID}
+    (finding,) = verdict(job(health=began(0, 0, lag_max_ns=1001 * MS))).findings
+    assert finding.value is Value.CLIENT_BOUND
+    assert "stood still: rank 7 for 1.0 s at " in finding.evidence
+
+
+def test_where_starts_are_known_so_is_how_wrong_they_may_be() -> None:
+    assert verdict(job(error=9 * MS, health=began(0, 0, wrong=1000 * US))).values == {VALID}
+    (finding,) = verdict(job(health=began(0, 0, wrong=1100 * US))).findings
+    assert finding.value is Value.CLOCK_UNSURE
+    assert "The clock of rank 0 is known only within 1.1 ms, but a request usually took 10 ms at " in finding.evidence
+
+
 def test_a_result_in_which_no_rank_reported_can_be_judged() -> None:
     assert verdict(job(ranks=table("ranks", []), health=table("health", []))).values == {VALID}
 

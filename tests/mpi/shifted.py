@@ -50,7 +50,6 @@ def main() -> None:
     # They would see that their kernel has one clock.
     ranks.clock_name = lambda: str(rank)  # type: ignore[assignment]
 
-    job._CLOCK_AGE_NS = int(os.environ["AGE"])  # type: ignore[attr-defined]
     readings: list[Any] = []
     starts: dict[int, list[int]] = {}
     offset, play_step = ranks.MpiWorld.offset, Worker.play_step

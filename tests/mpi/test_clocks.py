@@ -20,19 +20,16 @@ RANKS = 6
 PLAN = replace(SMALL, client="null", null_delay=0.05, runs=(12,), repeats=3)
 
 
-@pytest.mark.parametrize("age", [0, 10**12], ids=["measured-at-each-step", "measured-before-and-after"])
-def test_clocks_that_are_wrong_are_known_within_the_error_and_so_is_when_ranks_truly_began(
-    tmp_path: Path, age: int
-) -> None:
+def test_clocks_that_are_wrong_are_known_within_the_error_and_so_is_when_ranks_truly_began(tmp_path: Path) -> None:
     zero = time.monotonic_ns()
     words = ["-m", "tests.mpi.shifted", "job", PLAN.to_json()]
-    with launched(RANKS, *words, cwd=tmp_path, ZERO=str(zero), AGE=str(age)) as job:
+    with launched(RANKS, *words, cwd=tmp_path, ZERO=str(zero)) as job:
         assert job.end() == (0, "", "")
     clocks = [Shown(rank, zero) for rank in range(RANKS)]
     noted = [json.loads((tmp_path / f"true-{rank}.json").read_text()) for rank in range(RANKS)]
     for clock, note in zip(clocks, noted, strict=True):
-        # Before the first step, before each one, after the last: or the first and the last of these alone.
-        assert len(note["readings"]) == (2 + PLAN.repeats if age == 0 else 2)
+        # Before the job, before each step, after the last.
+        assert len(note["readings"]) == 2 + PLAN.repeats
         for offset, error, at in note["readings"]:
             # Rank 0's clock is right.
             assert abs(offset - (clock.truth(at) - at)) <= error + 1

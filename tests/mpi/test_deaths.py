@@ -59,24 +59,29 @@ def test_a_rank_that_is_stopped_is_missed_by_the_next_one(tmp_path: Path) -> Non
     judge(folder, RANKS)
 
 
-# Rank 1 is there, and never joins.
-_LATE = """
-import signal, sys
+# Rank 1 never joins, or it is gone between the start of MPI and that of the watch.
+_LOST = """
+import os, signal, sys
 from hpcstress import ranks
 from hpcstress.launcher import promised_rank
-if promised_rank(ranks.os.environ) == 1:
-    signal.pause()
+if promised_rank(os.environ) == 1:
+    if sys.argv[1] == "before":
+        signal.pause()
+    load = ranks._load_mpi
+    ranks._load_mpi = lambda: (load(), signal.pause())
 ranks._JOIN_SECONDS = 1
+ranks._STORMS = 0
 with ranks.world():
     sys.exit("they are together")
 """
 
 
-def test_who_waits_for_a_rank_that_does_not_join_ends_in_the_end(tmp_path: Path) -> None:
-    with launched(3, "-c", _LATE, cwd=tmp_path) as job:
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_who_waits_for_a_rank_while_mpi_starts_ends_in_the_end(tmp_path: Path, when: str) -> None:
+    with launched(3, "-c", _LOST, when, cwd=tmp_path) as job:
         code, _, complaints = job.end()
         job.until_gone()
     assert code != 0
     assert "Timeout (0:00:01)!" in complaints
-    assert "in _load_mpi\n" in complaints
+    assert ("in _load_mpi\n" if when == "before" else "in _watch\n") in complaints
     assert "together" not in complaints

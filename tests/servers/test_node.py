@@ -43,10 +43,19 @@ def test_it_is_in_the_network_of_the_ranks(machine: Machine) -> None:
     assert node.address({"FI_TCP_IFACE": "ib0"}) == "10.2.0.7"
 
 
-@pytest.mark.parametrize("told", [{}, {"FI_TCP_IFACE": "lo"}, {"FI_TCP_IFACE": "none"}])
+@pytest.mark.parametrize("told", [{}, {"FI_TCP_IFACE": "lo"}])
 def test_else_the_nodes_name_leads_to_it(machine: Machine, told: dict[str, str]) -> None:
     machine(NETWORKS, ["10.2.0.7"])
     assert node.address(told) == "10.2.0.7"
+
+
+@pytest.mark.parametrize("down", ["", "ib0"])
+def test_a_network_that_the_ranks_were_told_to_take_and_that_is_not_there_is_refused(
+    machine: Machine, down: str
+) -> None:
+    machine({"lo": ["127.0.0.1"], "eth0": ["10.1.0.7"]} if not down else NETWORKS, ["10.1.0.7"], down=down)
+    with pytest.raises(Refusal, match="names the network ib0, which is not up on this node: take one of lo, eth0"):
+        node.address({"FI_TCP_IFACE": "ib0"})
 
 
 @pytest.mark.parametrize("name", [["127.0.1.1"], ["192.0.2.1"], []])
