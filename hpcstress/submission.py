@@ -103,7 +103,7 @@ class _Watch:
         self._follow = follow
         self._read: dict[Path, int] = {}
         self._told: dict[str, str] = {}
-        self._gone: dict[str, int] = {}
+        self._looks: dict[str, int] = {}
         self._asked = -math.inf
         self._states: dict[str, queue.State] = {}
 
@@ -117,10 +117,13 @@ class _Watch:
             self._copy(job)
             if code is None:
                 code = self._fate(job)
+            elif code == OK and not job.folder.result.exists() and self._may_come(job):
+                continue
             else:
                 self._say(_told_end(job, code))
             if code is not None:
-                self.codes[job.id] = code if code in _CODES else _lost(job)
+                kept = code in _CODES and (code != OK or job.folder.result.exists())
+                self.codes[job.id] = code if kept else _lost(job)
         return len(self.codes) == len(self._submission.jobs)
 
     def _ask(self, left: Sequence[Job]) -> None:
@@ -155,8 +158,7 @@ class _Watch:
             process = self._submission.process
             if process is not None and process.poll() is None:
                 return None
-        self._gone[job.id] = self._gone.get(job.id, 0) + 1
-        if self._gone[job.id] < _LAST_LOOKS:
+        if self._may_come(job):
             return None
         if state.name == "COMPLETED":
             # The script ends as the tool did; its word is still on its way, or found no room.
@@ -164,6 +166,11 @@ class _Watch:
             return OK
         self._say(self._obituary(job, state))
         return _lost(job)
+
+    def _may_come(self, job: Job) -> bool:
+        """Count a look at a job that is over; tell whether what it wrote last may still be on its way."""
+        self._looks[job.id] = self._looks.get(job.id, 0) + 1
+        return self._looks[job.id] < _LAST_LOOKS
 
     def _obituary(self, job: Job, state: queue.State) -> str:
         began = any(log.exists() for log in job.logs)
@@ -213,8 +220,14 @@ def _rescue(job: Job) -> str:
 
 def _told_end(job: Job, code: int) -> str:
     name = f"Job {job.id} ({job.label})"
-    if code == OK or (job.folder.result.exists() and code in _CODES):
+    if job.folder.result.exists() and code in _CODES:
         return f"{name} has ended with exit code {code}: {job.folder.result}"
+    if code == OK:
+        # Hpcstress itself never ends so: it was not what ran, or was not all of it.
+        return (
+            f"{name} has failed: it ended with exit code 0, but there is no result. Look whether `setup` or `python` "
+            f"of the site's profile ends it early. {_rescue(job)}"
+        )
     killed = f", a rank of it was killed by {_signal(code - 128)}" if code > 128 and code != INTERRUPTED else ""
     said = _last_words(job) if not killed else ""
     return f"{name} has failed with exit code {code}{killed}. {said}{_rescue(job)}"

@@ -105,6 +105,44 @@ def test_what_is_no_exit_code_of_the_tool_is_a_failure(tmp_path: Path) -> None:
     assert "exit code 250, a rank of it was killed by signal 122." in sentence
 
 
+@pytest.mark.parametrize("word", [True, False], ids=["with its word", "without"])
+@pytest.mark.parametrize("journals", [True, False], ids=["journals", "nothing"])
+def test_a_job_that_ended_well_but_left_no_result_has_failed(
+    tmp_path: Path, slurm: FakeSlurm, word: bool, journals: bool
+) -> None:
+    one = job(tmp_path)
+    end(one, 0, journals=journals)
+    if not word:
+        one.code_file.unlink()
+    slurm.queue("17|COMPLETED|n1|None")
+    code, [said] = waited(submitted(tmp_path, one))
+    assert code == (3 if journals else 1)
+    assert said == (
+        "Job 17 (plan-17) has failed: it ended with exit code 0, but there is no result. "
+        "Look whether `setup` or `python` of the site's profile ends it early. "
+        + (
+            f"What it had measured: hpcstress recover {one.folder.path}"
+            if journals
+            else f"It had not begun to send; its log says more: {one.logs[1]}"
+        )
+    )
+
+
+def test_a_result_may_come_a_little_later_than_the_word_that_all_is_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = job(tmp_path)
+    end(one, 0)
+
+    def look(_seconds: float) -> None:
+        one.folder.path.mkdir(exist_ok=True)
+        one.folder.result.touch()
+
+    monkeypatch.setattr("hpcstress.submission.time.sleep", look)
+    code, [said] = waited(submitted(tmp_path, one))
+    assert (code, said) == (0, f"Job 17 (plan-17) has ended with exit code 0: {one.folder.result}")
+
+
 def test_of_several_jobs_the_first_code_that_is_not_0_counts(tmp_path: Path) -> None:
     jobs = [job(tmp_path, name) for name in ("17_0", "17_1", "17_2")]
     for one, code in zip(jobs, (0, 99, 3), strict=True):
@@ -212,6 +250,8 @@ def test_a_job_that_slurm_saw_completed_has_ended_well_also_where_its_word_does_
     tmp_path: Path, slurm: FakeSlurm
 ) -> None:
     one = job(tmp_path)
+    end(one, 0, result=True)
+    one.code_file.unlink()
     slurm.queue("17|COMPLETED|n1|None")
     code, [said] = waited(submitted(tmp_path, one))
     assert (code, said) == (0, f"Job 17 (plan-17) has ended with exit code 0: {one.folder.result}")

@@ -141,6 +141,13 @@ def test_a_rank_that_is_killed_ends_the_job_in_seconds_and_what_was_measured_is_
     assert f"a rank of it was killed by SIGKILL. What it had measured: hpcstress recover {tmp_path / 'job'}" in said
 
 
+@pytest.mark.parametrize("site", [Site(mpi="pmi2", setup=("exit 0",)), Site(mpi="pmi2", python="true")])
+def test_a_profile_that_ends_the_job_before_it_begins_is_no_success(site: Site) -> None:
+    code, said = ended(submit("parallel-runs", nodes=2, site=site, output="job", **ENDLESS))
+    assert code == 1
+    assert "it ended with exit code 0, but there is no result. Look whether `setup` or `python` of the site" in said
+
+
 def test_a_job_whose_time_is_nearly_over_ends_its_load_and_keeps_its_result(cluster: Cluster) -> None:
     submission = submit("parallel-runs", nodes=4, output="job", **ENDLESS)
     [job] = submission.jobs
