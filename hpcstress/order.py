@@ -11,6 +11,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -82,12 +83,16 @@ def submit(
         )
     jobs = _jobs(folder, plans, sizes, ranks, scaling)
     {"slurm": _check_slurm, "local": _check_local, "debug": _check_debug}[cluster](jobs)
-    _create(folder)
+    made = _create(folder)
     try:
         return CLUSTERS[cluster](Order(folder, _records(folder), jobs, profile, minutes))
     except Refusal:
         # Nothing of it runs.
-        shutil.rmtree(folder)
+        shutil.rmtree(_records(folder), ignore_errors=True)
+        for path in made:
+            # In a folder above, somebody else may have a job by now.
+            with suppress(OSError):
+                path.rmdir()
         raise
 
 
@@ -189,11 +194,14 @@ def _check_debug(jobs: Sequence[Job]) -> None:
         )
 
 
-def _create(folder: Path) -> None:
+def _create(folder: Path) -> list[Path]:
+    """Make the folder of all records, and return what was made for it, the innermost first."""
     try:
+        made = [path for path in (_records(folder), folder, *folder.parents) if not path.exists()]
         if folder.exists() and any(folder.iterdir()):
             raise Refusal(f"{folder} is not empty, and a job has a folder of its own: choose another --output.")
         _records(folder).mkdir(parents=True)
+        return made
     except OSError as error:
         raise Refusal(
             f"The output folder {folder} cannot be written ({error.strerror}): choose another --output."

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 import hpcstress
 from hpcstress import executors
 from hpcstress.errors import Refusal, UsageRefusal
-from hpcstress.order import _grown, submit
+from hpcstress.order import CLUSTERS, _grown, submit
 from hpcstress.plan import Plan
 from hpcstress.site import Site
+from hpcstress.submission import Submission
 from tests.fake_slurm import FakeSlurm, install
 
 SECRET = "correct-horse"
@@ -233,6 +234,33 @@ def test_what_slurm_refuses_is_told_and_nothing_is_left(tmp_path: Path, slurm: F
     )
     assert not (tmp_path / "out").exists()
     assert slurm.cancelled == []
+
+
+@pytest.mark.parametrize("output", ["link", "mine", "new/deep", "mine/new"])
+def test_where_slurm_refuses_what_somebody_had_made_himself_stays(
+    tmp_path: Path, slurm: FakeSlurm, output: str
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "link").symlink_to("mine")
+    before = {*tmp_path.iterdir()}
+    slurm.refuse("sbatch: error: no\n")
+    with pytest.raises(Refusal, match="Slurm refused the job: no"):
+        submit("parallel-runs", uri=SERVER, output=output)
+    assert {*tmp_path.iterdir()} == before
+    assert [*(tmp_path / "mine").iterdir()] == []
+
+
+def test_where_slurm_refuses_a_job_of_somebody_else_in_the_same_results_stays(
+    tmp_path: Path, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(order: executors.Order) -> Submission:
+        (tmp_path / "results" / "another").mkdir()
+        raise Refusal("no")
+
+    monkeypatch.setitem(CLUSTERS, "slurm", refuse)
+    with pytest.raises(Refusal, match="^no$"):
+        submit("parallel-runs", uri=SERVER)
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["another"]
 
 
 def test_where_slurm_refuses_one_of_several_jobs_all_before_it_are_cancelled(tmp_path: Path, slurm: FakeSlurm) -> None:
