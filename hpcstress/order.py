@@ -24,7 +24,7 @@ from hpcstress.folder import RunFolder, default_path
 from hpcstress.launcher import promised_size
 from hpcstress.plan import USUAL_SERVER, Plan, named
 from hpcstress.preflight import check_ranks, check_sign_in
-from hpcstress.quantity import nearest, read_positive, read_positive_seconds
+from hpcstress.quantity import nearest, read_positive, read_positive_seconds, read_text
 from hpcstress.servers.spec import read
 from hpcstress.site import Site
 from hpcstress.site import named as site_named
@@ -73,8 +73,7 @@ def submit(
     sizes = sorted(
         {_checked("--nodes", read_positive, size) for size in ([nodes] if isinstance(nodes, int) else nodes)}
     )
-    folder = Path(output) if output is not None else default_path(next(iter(plans)), time.time())
-    folder = folder.expanduser().absolute()
+    folder = _folder(output, next(iter(plans)), cluster)
     ranks = _checked("--ranks-per-node", read_positive, ranks_per_node)
     if profile.cores_per_node and ranks > profile.cores_per_node:
         raise UsageRefusal(
@@ -94,6 +93,25 @@ def submit(
             with suppress(OSError):
                 path.rmdir()
         raise
+
+
+def _folder(output: Path | str | None, workload: str, cluster: str) -> Path:
+    """Return where all is written, as a path that Slurm and its scripts take as it is."""
+    if output is None:
+        folder = default_path(workload, time.time())
+    else:
+        folder = Path(_checked("--output", read_text, str(output) if isinstance(output, Path) else output))
+    try:
+        folder = folder.expanduser().absolute()
+    except RuntimeError:
+        raise UsageRefusal(f"--output: nobody knows the home of {folder.parts[0]} here: give the whole path.") from None
+    _checked("--output", read_text, str(folder))
+    if cluster == "slurm" and (found := re.search(r"[%\\]", str(folder))):
+        raise UsageRefusal(
+            f"--output: Slurm puts words of its own for a {found[0]} in the name of a log: "
+            f"choose a path without one, not {folder}."
+        )
+    return folder
 
 
 def _records(folder: Path) -> Path:

@@ -144,6 +144,12 @@ def test_with_weak_scaling_no_node_has_less_to_do_than_the_first(size: int, leas
             {"uri": "", "server": "mlflow-go-sqlite", "nodes": 2},
             "mlflow-go-sqlite has no sign-in, and where other nodes reach it everybody in their network could write",
         ),
+        ({"output": "q/p%j"}, "--output: Slurm puts words of its own for a % in the name of a log: choose a path without"),
+        ({"output": Path("q\\p")}, "--output: Slurm puts words of its own for a \\ in the name of a log"),
+        ({"output": "a\nb"}, "--output: 'a\\nb' is not a plain line of text"),
+        ({"output": "a\0b", "cluster": "local"}, "--output: 'a\\x00b' is not a plain line of text"),
+        ({"output": 5}, "--output: 5 is not a text."),
+        ({"output": "~nobody-here/x"}, "--output: nobody knows the home of ~nobody-here here: give the whole path."),
         ({"cluster": "local", "account": "x"}, "are Slurm's: leave them out with --cluster local."),
         ({"cluster": "local", "site": "juwels-booster"}, "are Slurm's: leave them out with --cluster local."),
         ({"cluster": "debug", "ranks_per_node": 2}, "--cluster debug plays one plan as the only rank"),
@@ -215,6 +221,17 @@ def test_a_folder_that_holds_something_is_never_used(tmp_path: Path, slurm: Fake
     with pytest.raises(Refusal, match="is not empty, and a job has a folder of its own: choose another --output"):
         submit("parallel-runs", uri=SERVER, output="out")
     assert slurm.scripts == []
+
+
+def test_a_path_that_slurm_would_change_is_refused_also_where_somebody_is(
+    tmp_path: Path, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "100%").mkdir()
+    monkeypatch.chdir(tmp_path / "100%")
+    with pytest.raises(UsageRefusal, match="choose a path without one, not .*/100%/out"):
+        submit("parallel-runs", uri=SERVER, output="out")
+    assert slurm.scripts == []
+    assert [*(tmp_path / "100%").iterdir()] == []
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
