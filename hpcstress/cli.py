@@ -400,15 +400,6 @@ def _write_manifests(server: str, folder: Path) -> int:
     return OK
 
 
-def _numbers(nodes: str) -> list[int]:
-    from hpcstress.quantity import read_ladder
-
-    try:
-        return [*read_ladder(nodes)]
-    except UsageRefusal:
-        raise UsageRefusal(f"--nodes: {nodes!r} is no list of numbers such as 1,2,4.") from None
-
-
 _JOB = Group("Job", sort_key=0)
 
 
@@ -454,7 +445,7 @@ def submit(
     submission = submit_plans(
         [_resolve(plan, options) for plan in plans] if plans else [_resolve(None, options)],
         names=[Path(plan).stem for plan in plans or ()],
-        nodes=_numbers(nodes),
+        nodes=nodes,
         ranks_per_node=ranks_per_node,
         site=site,
         cluster=cluster,

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -24,7 +24,16 @@ from hpcstress.folder import RunFolder, default_path
 from hpcstress.launcher import promised_size
 from hpcstress.plan import USUAL_SERVER, Plan, named
 from hpcstress.preflight import check_ranks, check_sign_in
-from hpcstress.quantity import nearest, read_positive, read_positive_seconds, read_text
+from hpcstress.quantity import (
+    count,
+    nearest,
+    quoted,
+    read_ladder,
+    read_optional,
+    read_positive,
+    read_positive_seconds,
+    read_text,
+)
 from hpcstress.servers.spec import read
 from hpcstress.site import Site
 from hpcstress.site import named as site_named
@@ -44,7 +53,7 @@ _SLURM = ("sbatch", "srun", "squeue", "scancel")
 def submit(
     plan: str | Plan | Sequence[str | Plan],
     *,
-    nodes: int | Sequence[int] = 1,
+    nodes: int | str | Iterable[int] = 1,
     ranks_per_node: int | str = 1,
     site: str | Site = "generic",
     cluster: str = "slurm",
@@ -64,15 +73,13 @@ def submit(
     """
     for value, known, option in ((cluster, [*CLUSTERS], "--cluster"), (scaling, SCALINGS, "--scaling")):
         if value not in known:
-            raise UsageRefusal(f"{option}: {value!r} is not known here. {nearest(value, known)}")
+            raise UsageRefusal(f"{option}: {quoted(value)} is not known here. {nearest(str(value), known)}")
     if (promised_size(os.environ) or 1) > 1:
         raise UsageRefusal("hpcstress submit starts the ranks itself: call it once, without mpiexec or srun.")
     profile = _profile(site, cluster, account, partition)
     minutes = math.ceil(_checked("--time", read_positive_seconds, time_limit) / 60)
-    plans = _named([plan] if isinstance(plan, (str, Plan)) else [*plan], names, options)
-    sizes = sorted(
-        {_checked("--nodes", read_positive, size) for size in ([nodes] if isinstance(nodes, int) else nodes)}
-    )
+    plans = _named(_entries(plan), names, options)
+    sizes = _sizes(nodes)
     folder = _folder(output, next(iter(plans)), cluster)
     ranks = _checked("--ranks-per-node", read_positive, ranks_per_node)
     if profile.cores_per_node and ranks > profile.cores_per_node:
@@ -118,9 +125,40 @@ def _records(folder: Path) -> Path:
     return folder / "submission"
 
 
+def _listed(value: Any) -> Any:
+    """Return what somebody gave as a list, where it holds several values; a text is one."""
+    return [*value] if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) else value
+
+
+def _sizes(nodes: int | str | Iterable[int]) -> list[int]:
+    told = _listed(nodes)
+    try:
+        return sorted({*read_ladder(told)})
+    except UsageRefusal:
+        raise UsageRefusal(f"--nodes: {quoted(told)} is no list of numbers such as 1,2,4.") from None
+
+
+def _entries(plan: str | Plan | Sequence[str | Plan]) -> list[str | Plan]:
+    told = _listed(plan)
+    entries = told if isinstance(told, list) else [told]
+    for entry in entries:
+        if not isinstance(entry, (str, Plan)):
+            raise UsageRefusal(
+                f"{quoted(entry)} is no plan: give a name such as parallel-runs, the path of a .toml file as a text, "
+                "or a hpcstress.plan.Plan."
+            )
+    return entries
+
+
 def _profile(site: str | Site, cluster: str, account: str, partition: str) -> Site:
     if cluster == "slurm":
+        if not isinstance(site, (str, Site)):
+            raise UsageRefusal(f"--site: {quoted(site)} is no profile: give its name, or a hpcstress.site.Site.")
         profile = site_named(site) if isinstance(site, str) else site
+        account, partition = (
+            _checked(option, read_optional, value)
+            for option, value in (("--account", account), ("--partition", partition))
+        )
         return replace(profile, account=account or profile.account, partition=partition or profile.partition)
     if site != "generic" or account or partition:
         raise UsageRefusal(f"--site, --account and --partition are Slurm's: leave them out with --cluster {cluster}.")
@@ -139,11 +177,20 @@ def _named(plans: Sequence[str | Plan], names: Sequence[str], options: Mapping[s
     """Return the plans under names that can be those of folders, no two alike."""
     if not plans:
         raise UsageRefusal("There is no plan to submit: name one, such as parallel-runs.")
+    if names:
+        _check_names(_listed(names), len(plans))
     names = names or [entry.workload if isinstance(entry, Plan) else Path(entry).stem for entry in plans]
     names = [re.sub(r"[^\w.-]+", "-", name) for name in names]
     if len({*names}) < len(names):
         names = [f"{place}-{name}" for place, name in enumerate(names, 1)]
     return dict(zip(names, (_plan(entry, options) for entry in plans), strict=True))
+
+
+def _check_names(names: object, plans: int) -> None:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UsageRefusal(f"names: {quoted(names)} is no list of texts: give a name for each plan.")
+    if len(names) != plans:
+        raise UsageRefusal(f"names: {count(len(names), 'name')} for {count(plans, 'plan')}: give one for each.")
 
 
 def _plan(entry: str | Plan, options: Mapping[str, Any]) -> Plan:
@@ -219,8 +266,8 @@ def _create(folder: Path) -> list[Path]:
         if folder.exists() and any(folder.iterdir()):
             raise Refusal(f"{folder} is not empty, and a job has a folder of its own: choose another --output.")
         _records(folder).mkdir(parents=True)
-        return made
     except OSError as error:
         raise Refusal(
             f"The output folder {folder} cannot be written ({error.strerror}): choose another --output."
         ) from None
+    return made

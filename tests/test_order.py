@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -79,6 +80,16 @@ def test_a_curve_over_nodes_is_a_chain_of_jobs_with_folders_of_their_own(tmp_pat
     assert after == [[], ["afterany:17"], ["afterany:18"]]
 
 
+@pytest.mark.parametrize("nodes", ["1,8", (8, 1), [1, 8, 8], {1, 8}, range(1, 9, 7), "8, 1"])
+def test_a_curve_over_nodes_is_read_as_on_the_command_line(nodes: Any) -> None:
+    jobs = submit("parallel-runs", nodes=nodes, uri=SERVER, output="out").jobs
+    assert [job.nodes for job in jobs] == [1, 8]
+
+
+def test_a_text_is_one_number_of_nodes_and_not_its_digits() -> None:
+    assert [job.nodes for job in submit("parallel-runs", nodes="12", uri=SERVER, output="out").jobs] == [12]
+
+
 def test_several_plans_are_an_array_of_which_one_runs_at_a_time(slurm: FakeSlurm) -> None:
     submission = submit(["parallel-runs", "create-run"], nodes=[1, 2], uri=SERVER, output="out")
     assert [(job.label, job.id) for job in submission.jobs] == [
@@ -134,7 +145,19 @@ def test_with_weak_scaling_no_node_has_less_to_do_than_the_first(size: int, leas
             {"scaling": "weak", "users": "5", "duration": 1, "sweep": "rate=1,2"},
             "--scaling weak: the rates of a --sweep would not grow with the nodes: give one --rate.",
         ),
-        ({"nodes": 0}, "--nodes: 0 is too small"),
+        *(
+            ({"nodes": nodes}, f"--nodes: {nodes!r} is no list of numbers such as 1,2,4.")
+            for nodes in (0, [], "", "1;2", 2.5, [1, 2.5], None, True, b"12", ["1,2"])
+        ),
+        ({"cluster": None}, "--cluster: None is not known here. Known are: slurm, local, debug."),
+        ({"site": None}, "--site: None is no profile: give its name, or a hpcstress.site.Site."),
+        ({"account": "a\nb"}, "--account: 'a\\nb' is not a plain line of text"),
+        ({"partition": 5}, "--partition: 5 is not a text."),
+        ({"ranks_per_node": None}, "--ranks-per-node: None is not a whole number."),
+        ({"time_limit": None}, "--time: None is not a duration"),
+        ({"names": ["one", "two", "three"]}, "names: 3 names for 1 plan: give one for each."),
+        ({"names": "plan"}, "names: 'plan' is no list of texts: give a name for each plan."),
+        ({"names": [7]}, "names: [7] is no list of texts: give a name for each plan."),
         ({"ranks_per_node": 0}, "--ranks-per-node: 0 is too small"),
         ({"time_limit": "soon"}, "--time: 'soon' is not a duration"),
         ({"rums": "5"}, "There is no option --rums. Did you mean --runs"),
@@ -144,7 +167,10 @@ def test_with_weak_scaling_no_node_has_less_to_do_than_the_first(size: int, leas
             {"uri": "", "server": "mlflow-go-sqlite", "nodes": 2},
             "mlflow-go-sqlite has no sign-in, and where other nodes reach it everybody in their network could write",
         ),
-        ({"output": "q/p%j"}, "--output: Slurm puts words of its own for a % in the name of a log: choose a path without"),
+        (
+            {"output": "q/p%j"},
+            "--output: Slurm puts words of its own for a % in the name of a log: choose a path without",
+        ),
         ({"output": Path("q\\p")}, "--output: Slurm puts words of its own for a \\ in the name of a log"),
         ({"output": "a\nb"}, "--output: 'a\\nb' is not a plain line of text"),
         ({"output": "a\0b", "cluster": "local"}, "--output: 'a\\x00b' is not a plain line of text"),
@@ -173,9 +199,12 @@ def test_wrong_usage_is_refused_in_a_sentence(
         ("paralel-runs", "'paralel-runs' is no plan, workload or .toml file. Did you mean parallel-runs"),
         ("none.toml", "The plan none.toml cannot be read: No such file or directory."),
         ([], "There is no plan to submit: name one, such as parallel-runs."),
+        (None, "None is no plan: give a name such as parallel-runs, the path of a .toml file as a text"),
+        (["parallel-runs", 7], "7 is no plan: give a name such as parallel-runs"),
+        (Path("mine.toml"), "PosixPath('mine.toml') is no plan: give a name such as parallel-runs"),
     ],
 )
-def test_a_plan_that_is_not_there_is_refused(plan: str | list[str], sentence: str) -> None:
+def test_a_plan_that_is_not_there_is_refused(plan: Any, sentence: str) -> None:
     with pytest.raises(UsageRefusal) as refused:
         submit(plan, uri=SERVER)
     assert sentence in str(refused.value)
@@ -228,7 +257,7 @@ def test_a_path_that_slurm_would_change_is_refused_also_where_somebody_is(
 ) -> None:
     (tmp_path / "100%").mkdir()
     monkeypatch.chdir(tmp_path / "100%")
-    with pytest.raises(UsageRefusal, match="choose a path without one, not .*/100%/out"):
+    with pytest.raises(UsageRefusal, match=r"choose a path without one, not .*/100%/out"):
         submit("parallel-runs", uri=SERVER, output="out")
     assert slurm.scripts == []
     assert [*(tmp_path / "100%").iterdir()] == []
@@ -275,7 +304,7 @@ def test_where_slurm_refuses_a_job_of_somebody_else_in_the_same_results_stays(
         raise Refusal("no")
 
     monkeypatch.setitem(CLUSTERS, "slurm", refuse)
-    with pytest.raises(Refusal, match="^no$"):
+    with pytest.raises(Refusal, match=r"^no$"):
         submit("parallel-runs", uri=SERVER)
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["another"]
 
