@@ -5,6 +5,7 @@ A job is `python -m hpcstress` with the plan in its words, so that it needs no f
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import re
@@ -257,6 +258,14 @@ def _check_debug(jobs: Sequence[Job]) -> None:
         raise UsageRefusal(
             "--cluster debug plays one plan as the only rank of this process: leave --nodes and --ranks-per-node out."
         )
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise UsageRefusal(
+        "--cluster debug plays in this process, where an event loop runs already, as in every notebook: "
+        "take --cluster local, or a process of its own."
+    )
 
 
 def _create(folder: Path) -> list[Path]:

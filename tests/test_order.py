@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import sys
@@ -191,6 +192,15 @@ def test_wrong_usage_is_refused_in_a_sentence(
     assert "pa55word" not in str(refused.value)
     assert slurm.scripts == []
     assert not (tmp_path / "results").exists()
+
+
+def test_debug_inside_an_event_loop_such_as_a_notebook_s_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    async def cell() -> None:
+        submit("parallel-runs", cluster="debug", client="null", output="out")
+
+    with pytest.raises(UsageRefusal, match="where an event loop runs already, as in every notebook: take --cluster lo"):
+        asyncio.run(cell())
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
