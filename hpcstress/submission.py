@@ -6,6 +6,7 @@ What a job ended with is written down by its own script: no accounting is asked,
 from __future__ import annotations
 
 import math
+import re
 import signal
 import subprocess
 import time
@@ -18,7 +19,7 @@ from hpcstress import queue
 from hpcstress.errors import FAILED, INCOMPLETE, INTERRUPTED, OK, THRESHOLD, USAGE, Interruption
 from hpcstress.folder import RunFolder
 from hpcstress.plan import Plan
-from hpcstress.quantity import count
+from hpcstress.quantity import count, ended
 
 CURE = "correct --account, --partition, --time or --nodes, or the site's profile."
 
@@ -215,7 +216,7 @@ def _rescue(job: Job) -> str:
         return f"Its result holds what was measured until then: {job.folder.result}"
     if job.folder.journals.exists():
         return f"What it had measured: hpcstress recover {job.folder.path}"
-    return f"It had not begun to send; its log says more: {job.logs[-1]}"
+    return f"It had not begun to send{f'; its log says more: {job.logs[-1]}' if job.logs else '.'}"
 
 
 def _told_end(job: Job, code: int) -> str:
@@ -228,9 +229,14 @@ def _told_end(job: Job, code: int) -> str:
             f"{name} has failed: it ended with exit code 0, but there is no result. Look whether `setup` or `python` "
             f"of the site's profile ends it early. {_rescue(job)}"
         )
-    killed = f", a rank of it was killed by {_signal(code - 128)}" if code > 128 and code != INTERRUPTED else ""
-    said = _last_words(job) if not killed else ""
-    return f"{name} has failed with exit code {code}{killed}. {said}{_rescue(job)}"
+    text = _log(job)
+    if code <= 128 or code == INTERRUPTED:
+        why = f"{name} has failed with exit code {code}. {_last_words(text)}"
+    elif ended_first := _ended_by_srun(text):
+        why = f"{name} has failed with exit code {code}: {ended_first}, and srun killed the others. {_last_words(text)}"
+    else:
+        why = f"{name} has failed with exit code {code}, a rank of it was killed by {_signal(code - 128)}. "
+    return f"{why}{_rescue(job)}"
 
 
 def _signal(number: int) -> str:
@@ -240,10 +246,25 @@ def _signal(number: int) -> str:
         return f"signal {number}"
 
 
-def _last_words(job: Job) -> str:
-    """Return the sentence that a job refused with, if its log of errors holds one that is its own."""
+def _log(job: Job) -> str:
+    """Return what a job has logged of errors, as far as that can be read."""
     with suppress(OSError):
-        lines = job.logs[-1].read_text("utf-8", "replace")[-4000:].splitlines()
-        own = [line for line in lines if line and not line.startswith(("srun:", "slurmstepd", "submitit", " "))]
-        return f"{own[-1]} " if own else ""
+        return job.logs[-1].read_text("utf-8", "replace") if job.logs else ""
     return ""
+
+
+def _ended_by_srun(log: str) -> str:
+    """Return which rank had ended by itself, where srun then ended all others, such as those that wait for it in MPI.
+
+    The exit code is that of the others then, and says nothing about the first.
+    """
+    first = re.search(r"^srun: error: (\S+: tasks? \S+): (.*)$", log, re.MULTILINE)
+    if first is None or "srun: First task exited" not in log or not first[2].startswith("Exited with exit code "):
+        return ""
+    return f"{first[1]} had ended with {first[2].removeprefix('Exited with ')}"
+
+
+def _last_words(log: str) -> str:
+    """Return the sentence that a job refused with, if its log of errors holds one that is its own."""
+    own = [line for line in log.splitlines() if line and not line.startswith(("srun:", "slurmstepd", "submitit", " "))]
+    return f"{ended(own[-1])} " if own else ""

@@ -97,6 +97,56 @@ def test_a_rank_that_was_killed_is_told_with_its_signal_and_what_it_had_measured
     )
 
 
+SRUN = """srun: error: n1: task 0: {end}
+no provider found
+srun: First task exited 10s ago
+srun: StepId=1.0 tasks 1-2: running
+srun: launch/slurm: _step_signal: Terminating StepId=1.0
+srun: error: n2: task 1: Killed
+"""
+
+
+def test_where_srun_killed_ranks_that_waited_for_one_that_had_ended_the_first_is_told_with_the_last_words(
+    tmp_path: Path,
+) -> None:
+    one = job(tmp_path)
+    end(one, 137, log=SRUN.format(end="Exited with exit code 15"))
+    code, [sentence] = waited(submitted(tmp_path, one))
+    assert code == 1
+    assert sentence == (
+        "Job 17 (plan-17) has failed with exit code 137: n1: task 0 had ended with exit code 15, and srun killed the "
+        f"others. no provider found. It had not begun to send; its log says more: {one.logs[1]}"
+    )
+
+
+@pytest.mark.parametrize(
+    "log",
+    [SRUN.format(end="Killed"), "srun: error: n1: task 0: Exited with exit code 3\nsrun: error: n2: task 1: Killed"],
+)
+def test_where_a_rank_was_killed_before_srun_killed_any_that_is_told(tmp_path: Path, log: str) -> None:
+    one = job(tmp_path)
+    end(one, 137, log=log)
+    _, [sentence] = waited(submitted(tmp_path, one))
+    assert "exit code 137, a rank of it was killed by SIGKILL. It had not" in sentence
+
+
+def test_who_was_interrupted_was_not_killed(tmp_path: Path) -> None:
+    one = job(tmp_path)
+    end(one, 130, log="Interrupted before the first step.\n")
+    code, [sentence] = waited(submitted(tmp_path, one))
+    assert code == 130
+    assert sentence.startswith(
+        "Job 17 (plan-17) has failed with exit code 130. Interrupted before the first step. It had not begun"
+    )
+
+
+def test_a_job_of_this_process_that_refused_has_said_so_itself_and_has_no_log(tmp_path: Path) -> None:
+    one = replace(job(tmp_path), logs=())
+    end(one, 1)
+    code, [sentence] = waited(replace(submitted(tmp_path, one), cluster="debug"))
+    assert (code, sentence) == (1, "Job 17 (plan-17) has failed with exit code 1. It had not begun to send.")
+
+
 def test_what_is_no_exit_code_of_the_tool_is_a_failure(tmp_path: Path) -> None:
     one = job(tmp_path)
     end(one, 250)

@@ -148,6 +148,13 @@ def test_a_profile_that_ends_the_job_before_it_begins_is_no_success(site: Site) 
     assert "it ended with exit code 0, but there is no result. Look whether `setup` or `python` of the site" in said
 
 
+def test_a_rank_that_ends_before_mpi_begins_is_told_and_not_those_that_srun_killed_because_of_it() -> None:
+    dies = "sh -c 'if [ $SLURM_PROCID = 1 ]; then echo no provider found >&2; exit 15; fi; exec sleep 60' "
+    code, said = ended(submit("parallel-runs", nodes=3, site=Site(mpi="pmi2", python=dies), output="job", **ENDLESS))
+    assert code == 1
+    assert "exit code 137: n2: task 1 had ended with exit code 15, and srun killed the others. no provider fou" in said
+
+
 def test_a_job_whose_time_is_nearly_over_ends_its_load_and_keeps_its_result(cluster: Cluster) -> None:
     submission = submit("parallel-runs", nodes=4, output="job", **ENDLESS)
     [job] = submission.jobs
