@@ -174,6 +174,8 @@ class _Watch:
         return self._looks[job.id] < _LAST_LOOKS
 
     def _obituary(self, job: Job, state: queue.State) -> str:
+        if self._submission.process is not None:
+            return _local_obituary(job, self._submission.process.returncode)
         began = any(log.exists() for log in job.logs)
         name = f"Job {job.id} ({job.label})"
         if state.name == "CANCELLED" and not began:
@@ -205,6 +207,15 @@ class _Watch:
         if self._told.get(about) != sentence:
             self._told[about] = sentence
             self._say(sentence)
+
+
+def _local_obituary(job: Job, code: int) -> str:
+    name = f"Job {job.id} ({job.label})"
+    process = f"the process {job.id.partition('_')[0]} that starts the jobs"
+    if code == OK:
+        return f"{name} was not begun, because {process} had been told to end: nothing was sent."
+    end = f"was killed by {_signal(-code)}" if code < 0 else f"ended with exit code {code}"
+    return f"{name} was ended, because {process} {end}. {_rescue(job)}"
 
 
 def _lost(job: Job) -> int:

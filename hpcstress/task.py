@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import runpy
@@ -15,6 +16,7 @@ from hpcstress.leftovers import sweep
 
 # What a job has for writing its result when its time is over.
 _GRACE_SECONDS = 60
+_PR_SET_PDEATHSIG = 1
 
 
 def play(words: list[str]) -> None:
@@ -48,7 +50,13 @@ class Launch:
         """Run one command line, and write down what it has ended with, as shells count signals."""
         if self.stopped:
             return
-        self._running = subprocess.Popen(command, start_new_session=True)
+        # Who kills this process means the job: mpiexec tells its ranks. Between fork and exec is no other thread.
+        libc = ctypes.CDLL(None)
+        self._running = subprocess.Popen(
+            command,
+            start_new_session=True,
+            preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),  # noqa: PLW1509
+        )
         if self.stopped:
             self._signal(signal.SIGINT)
         code = self._wait(self._running)

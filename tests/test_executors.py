@@ -145,3 +145,18 @@ def test_a_job_of_this_machine_is_ended_by_its_number_and_keeps_what_it_measured
     assert (code, "has ended with exit code 3" in said) == (3, True), said
     with Result(folder.result) as result:
         assert result.notes == ["Stopped by a signal in step 1 of 1."]
+
+
+@pytest.mark.slow
+def test_ranks_of_this_machine_end_and_keep_what_they_measured_when_the_process_that_started_them_is_killed() -> None:
+    submission = submit("parallel-runs", ranks_per_node=2, cluster="local", output="out", **NULL | {"null_delay": 3600})
+    assert submission.process is not None
+    folder = submission.jobs[0].folder
+    until(lambda: any(event["event"] == "step" for event in folder.events()))
+    submission.process.kill()
+    code, said = ended(submission)
+    assert code == 3
+    assert f"was ended, because the process {submission.process.pid} that starts the jobs was killed by SIGKILL" in said
+    until(folder.result.exists)
+    with Result(folder.result) as result:
+        assert result.notes == ["Stopped by a signal in step 1 of 1."]

@@ -340,11 +340,26 @@ def test_who_gives_up_waiting_is_told_how_to_end_the_jobs(tmp_path: Path, slurm:
 # On this machine.
 
 
-def test_a_job_of_this_machine_is_over_when_its_process_is(tmp_path: Path) -> None:
-    one = job(tmp_path)
+@pytest.mark.parametrize(
+    ("end", "sentence"),
+    [
+        ("pass", "was not begun, because the process 17 that starts the jobs had been told to end: nothing was sent."),
+        (
+            "os.kill(os.getpid(), 9)",
+            "was ended, because the process 17 that starts the jobs was killed by SIGKILL. {rest}",
+        ),
+        (
+            "sys.exit(1)",
+            "was ended, because the process 17 that starts the jobs ended with exit code 1. {rest}",
+        ),
+    ],
+)
+def test_a_job_of_this_machine_is_over_when_the_process_that_starts_it_is(
+    tmp_path: Path, end: str, sentence: str
+) -> None:
+    one = replace(job(tmp_path), id="17_1")
     one.logs[1].write_text("")
-    process = subprocess.Popen([sys.executable, "-I", "-S", "-c", ""])
+    process = subprocess.Popen([sys.executable, "-I", "-S", "-c", f"import os, sys; {end}"])
     submission = replace(submitted(tmp_path, one), cluster="local", process=process)
-    code, [said] = waited(submission)
-    assert (code, process.returncode) == (1, 0)
-    assert said == f"Job 17 (plan-17) died (gone). It had not begun to send; its log says more: {one.logs[1]}"
+    rest = f"It had not begun to send; its log says more: {one.logs[1]}"
+    assert waited(submission) == (1, [f"Job 17_1 (plan-17) {sentence.format(rest=rest)}"])

@@ -87,6 +87,27 @@ def test_jobs_of_a_file_follow_each_other_and_signals_are_heard(tmp_path: Path) 
     assert heard == [signal.SIGINT, signal.SIGTERM]
 
 
+LOYAL = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(pathlib.Path({ended!r}).touch()))
+pathlib.Path({ready!r}).touch()
+time.sleep(60)
+"""
+
+
+def test_what_runs_is_told_to_end_when_its_launcher_is_killed(tmp_path: Path) -> None:
+    loyal = program(LOYAL.format(ended=str(tmp_path / "ended"), ready=str(tmp_path / "ready")))
+    jobs = [{"command": loyal, "code_file": str(tmp_path / "code")}]
+    (tmp_path / "jobs.json").write_text(json.dumps({"seconds": 60, "jobs": jobs}))
+    with subprocess.Popen([sys.executable, "-m", "hpcstress.task", str(tmp_path / "jobs.json")]) as launcher:
+        try:
+            until((tmp_path / "ready").exists)
+        finally:
+            launcher.kill()
+    until((tmp_path / "ended").exists)
+    assert not (tmp_path / "code").exists()
+
+
 @pytest.mark.filterwarnings("ignore:Cyclopts application invoked")
 def test_a_task_is_the_tool_with_its_words_and_ends_with_its_code(capsys: pytest.CaptureFixture[str]) -> None:
     before = sys.argv
