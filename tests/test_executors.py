@@ -129,7 +129,7 @@ def test_a_job_of_this_machine_that_refuses_is_told_with_its_sentence() -> None:
     submission = submit("parallel-runs", ranks_per_node=2, cluster="local", output="out", uri="http://127.0.0.1:9")
     code, said = ended(submission)
     assert code == 1
-    assert "The server http://127.0.0.1:9 cannot be reached (signing in): start it, or correct --uri." in said
+    assert "The server http://127.0.0.1:9 cannot be reached (signing in): start it, or correct its address." in said
 
 
 @pytest.mark.slow
