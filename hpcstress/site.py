@@ -33,6 +33,9 @@ class Site:
     setup: tuple[str, ...] = ()
     sbatch: dict[str, str | bool] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        _options(self.sbatch)
+
     def preamble(self) -> list[str]:
         """Return the lines of shell that come before `srun`."""
         lines = [f"module load {' '.join(map(shlex.quote, self.modules))}"] if self.modules else []
@@ -118,8 +121,11 @@ def _options(value: object) -> dict[str, str | bool]:
     for name in value:
         if not _NAME.fullmatch(name):
             raise UsageRefusal(f"{name!r} is no option of sbatch: write the long one without its --, such as gres.")
-        if name in _OURS:
-            raise UsageRefusal(f"{name} is what hpcstress itself tells sbatch: leave it out.")
+        if name in ("account", "partition"):
+            raise UsageRefusal(f"{name} is a key of the profile itself: write it above [sbatch].")
+        # Sbatch takes an option also by its first letters.
+        if ours := next((option for option in _OURS if option.startswith(name)), ""):
+            raise UsageRefusal(f"{ours} is what hpcstress itself tells sbatch, or cannot do with: leave {name} out.")
     # What is true is an option without a value.
     return {
         name: True if told is True else read_text(str(told) if type(told) is int else told)
@@ -127,8 +133,11 @@ def _options(value: object) -> dict[str, str | bool]:
     }
 
 
+# What submit says itself, what would let a job begin twice or with another environment, and what would keep the number
+# of the job from it.
 _OURS = (
-    *("array", "cpus-per-task", "dependency", "error", "export", "job-name", "nodes", "ntasks", "ntasks-per-node"),
-    *("open-mode", "output", "signal", "time"),
+    *("array", "clusters", "cpus-per-task", "dependency", "error", "export", "export-file", "get-user-env", "help"),
+    *("job-name", "no-requeue", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "parsable", "quiet"),
+    *("requeue", "signal", "test-only", "time", "time-min", "usage", "version", "wait", "wrap"),
 )
 _READERS = {"str": _word, "int": read_count, "tuple[str, ...]": _lines, "dict[str, str | bool]": _options}

@@ -67,6 +67,27 @@ def test_an_unknown_site_is_refused_with_near_names(name: str, sentence: str) ->
         ("sbatch = 'gres'", "mine.toml: sbatch: 'gres' is no table"),
         ("[sbatch]\n'-p' = 'x'", "mine.toml: sbatch: '-p' is no option of sbatch"),
         ("[sbatch]\nexport = 'NONE'", "mine.toml: sbatch: export is what hpcstress itself tells sbatch"),
+        *(
+            (
+                f"[sbatch]\n{name} = true",
+                f"mine.toml: sbatch: {name} is what hpcstress itself tells sbatch, or cannot do",
+            )
+            for name in (
+                *("array", "clusters", "cpus-per-task", "dependency", "error", "export-file", "get-user-env", "help"),
+                *("job-name", "no-requeue", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "parsable"),
+                *("quiet", "requeue", "signal", "test-only", "time-min", "usage", "version", "wait", "wrap"),
+            )
+        ),
+        ("[sbatch]\nrequeu = true", "mine.toml: sbatch: requeue is what hpcstress itself tells sbatch"),
+        (
+            "[sbatch]\ntim = '1'",
+            "sbatch: time is what hpcstress itself tells sbatch, or cannot do with: leave tim out.",
+        ),
+        (
+            "[sbatch]\naccount = 'x'",
+            "mine.toml: sbatch: account is a key of the profile itself: write it above [sbatch].",
+        ),
+        ("[sbatch]\npartition = 'x'", "sbatch: partition is a key of the profile itself: write it above [sbatch]."),
         ("[sbatch]\nhold = false", "mine.toml: sbatch: False is not a text."),
         ("partition = [", "mine.toml is not valid TOML"),
     ],
@@ -75,6 +96,11 @@ def test_what_is_wrong_in_a_profile_is_told_with_its_place(text: str, sentence: 
     with pytest.raises(UsageRefusal) as refused:
         read(text, "mine.toml")
     assert sentence in str(refused.value)
+
+
+def test_a_profile_made_in_python_is_held_to_the_same_options() -> None:
+    with pytest.raises(UsageRefusal, match="requeue is what hpcstress itself tells sbatch"):
+        Site(sbatch={"requeue": True})
 
 
 def test_a_password_of_a_proxy_is_refused_and_not_repeated() -> None:
