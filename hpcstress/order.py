@@ -48,6 +48,11 @@ V = TypeVar("V")
 CLUSTERS = {"slurm": executors.slurm, "local": executors.local, "debug": executors.debug}
 SCALINGS = ("strong", "weak")
 
+# What of the environment sbatch takes before the words of its script, though submit promises something else.
+_BROKEN_BY = (
+    *("SBATCH_ARRAY_INX", "SBATCH_CLUSTERS", "SBATCH_ERROR", "SBATCH_GET_USER_ENV", "SBATCH_OUTPUT", "SBATCH_REQUEUE"),
+    *("SBATCH_SIGNAL", "SBATCH_TIMELIMIT", "SBATCH_WAIT"),
+)
 _SLURM = ("sbatch", "srun", "squeue", "scancel")
 
 
@@ -156,10 +161,11 @@ def _profile(site: str | Site, cluster: str, account: str, partition: str) -> Si
         if not isinstance(site, (str, Site)):
             raise UsageRefusal(f"--site: {quoted(site)} is no profile: give its name, or a hpcstress.site.Site.")
         profile = site_named(site) if isinstance(site, str) else site
-        account, partition = (
+        for option, value in (("--account", account), ("--partition", partition)):
             _checked(option, read_optional, value)
-            for option, value in (("--account", account), ("--partition", partition))
-        )
+            name = option.replace("--", "SBATCH_").upper()
+            if value and os.environ.get(name, value) != value:
+                raise UsageRefusal(f"sbatch would take {name} before {option}: unset it, or leave {option} out.")
         return replace(profile, account=account or profile.account, partition=partition or profile.partition)
     if site != "generic" or account or partition:
         raise UsageRefusal(f"--site, --account and --partition are Slurm's: leave them out with --cluster {cluster}.")
@@ -241,6 +247,8 @@ def _check_slurm(jobs: Sequence[Job]) -> None:
         raise Refusal("submitit is missing, which submits to Slurm: pip install submitit") from None
     if os.environ.get("SBATCH_EXPORT", "ALL").partition(",")[0] != "ALL":
         raise UsageRefusal("SBATCH_EXPORT keeps the environment, in which the sign-in travels, from the job: unset it.")
+    if found := [name for name in _BROKEN_BY if name in os.environ]:
+        raise UsageRefusal(f"sbatch would take {found[0]} before what hpcstress tells it: unset it.")
     for job in jobs:
         starts = job.plan.client != "null" and (job.plan.server or not is_named(job.plan.uri, os.environ))
         if starts and job.nodes > 1:

@@ -254,6 +254,29 @@ def test_an_environment_that_would_not_travel_is_refused(monkeypatch: pytest.Mon
     assert submit("parallel-runs", uri=SERVER).jobs
 
 
+@pytest.mark.parametrize("name", ["REQUEUE", "WAIT", "ARRAY_INX", "OUTPUT", "TIMELIMIT", "SIGNAL", "CLUSTERS"])
+def test_a_variable_that_breaks_what_is_promised_is_refused(
+    slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(f"SBATCH_{name}", "1")
+    with pytest.raises(UsageRefusal, match=f"sbatch would take SBATCH_{name} before what hpcstress tells it: unset it"):
+        submit("parallel-runs", uri=SERVER)
+    assert slurm.scripts == []
+
+
+@pytest.mark.parametrize("option", ["account", "partition"])
+def test_a_variable_names_account_and_partition_unless_an_option_says_something_else(
+    slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    name = f"SBATCH_{option.upper()}"
+    monkeypatch.setenv(name, "x")
+    for words in ({}, {option: "x"}):
+        assert submit("parallel-runs", uri=SERVER, **words).jobs  # type: ignore[arg-type]
+    with pytest.raises(UsageRefusal, match=f"take {name} before --{option}: unset it, or leave --{option} out"):
+        submit("parallel-runs", uri=SERVER, **{option: "y"})  # type: ignore[arg-type]
+    assert len(slurm.scripts) == 2
+
+
 def test_a_folder_that_holds_something_is_never_used(tmp_path: Path, slurm: FakeSlurm) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
