@@ -39,6 +39,26 @@ def test_every_script_tells_srun_its_cores_hdf5_not_to_lock_and_slurm_not_to_sta
     assert {"no-requeue", "signal", "time", "nodes", "ntasks-per-node"} <= {*options(name)}
 
 
+@pytest.mark.parametrize(
+    ("number", "code", "told"),
+    [
+        ("1", 0, "-m hpcstress create-run --output results/7-1 --runs=4\n"),
+        ("3", 2, "PLANS has no line for number 3: write one, or give --array fewer numbers.\n"),
+    ],
+)
+def test_a_number_of_the_array_plays_its_plan_and_never_another(
+    tmp_path: Path, number: str, code: int, told: str
+) -> None:
+    srun = tmp_path / "srun"
+    srun.write_text('#!/bin/sh\nwhile [ "$1" != -m ]; do shift; done; echo "$@"\n')
+    srun.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_ARRAY_TASK_ID": number, "SLURM_ARRAY_JOB_ID": "7"}
+    done = subprocess.run(
+        ["bash", SLURM / "array.sbatch", "--runs=4"], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (code, told)
+
+
 def test_script_and_profile_of_juwels_say_the_same() -> None:
     site, told = named("juwels-booster"), options("juwels-booster.sbatch")
     assert told["partition"] == site.partition
