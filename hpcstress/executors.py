@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 from hpcstress import queue
 from hpcstress.errors import OK, Refusal
+from hpcstress.quantity import ended, quoted
 from hpcstress.site import TCP, Site
 from hpcstress.submission import CURE, Job, Submission
 from hpcstress.task import play, play_as_task
@@ -48,9 +50,9 @@ def slurm(order: Order) -> Submission:
         try:
             tasks = executor.map_array(play_as_task, [job.words for job in together])
         except (FailedJobError, FailedSubmissionError) as error:
-            for job_id in accepted:
-                queue.cancel(job_id)
-            raise Refusal(f"Slurm refused the job: {_reason(error)} If that is not it, {CURE}") from None
+            left = [job_id for job_id in accepted if not queue.cancel(job_id)]
+            go_on = f" Those before it go on: `scancel {' '.join(left)}` ends them." if left else ""
+            raise Refusal(f"{_reason(error)}{go_on}") from None
         for job, task in zip(together, tasks, strict=True):
             job.id, job.logs = task.job_id, (task.paths.stdout, task.paths.stderr)
         accepted.append(tasks[0].job_id.partition("_")[0])
@@ -96,9 +98,16 @@ def _parameters(order: Order, together: Sequence[Job], before: Sequence[str]) ->
 
 
 def _reason(error: Exception) -> str:
+    """Return what Slurm said of a job, in a sentence."""
+    told = re.search(r'Could not make sense of sbatch output "(.*)"\nJob instance', str(error), re.DOTALL)
+    if told is not None:
+        return (
+            f"sbatch was content, but gave the job no number: it said {quoted(told[1])}. "
+            "If there is a job all the same, `squeue --me` shows it, and `scancel` ends it."
+        )
     lines = [line.removeprefix("sbatch: error: ").strip() for line in str(error).splitlines() if line.strip()]
     last = lines[-1] if lines else "sbatch said nothing"
-    return f"{last.rstrip('.')}."
+    return f"Slurm refused the job: {ended(last)} If that is not it, {CURE}"
 
 
 def local(order: Order) -> Submission:

@@ -63,6 +63,9 @@ def ask(jobs: Sequence[str]) -> dict[str, State] | None:
     return {words[0]: State(*words[1:]) for words in lines if len(words) == 4}
 
 
-def cancel(job: str) -> None:
-    """Cancel a job; one that is over already stays as it is."""
-    subprocess.run(["scancel", job], capture_output=True)
+def cancel(job: str) -> bool:
+    """Cancel a job; one that is over already stays as it is. Return whether Slurm has taken it up."""
+    try:
+        return subprocess.run(["scancel", job], capture_output=True, timeout=_SECONDS).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False

@@ -149,8 +149,8 @@ class _Watch:
         if self._submission.cluster == "slurm":
             state = self._states.get(job.id)
             if state is not None and state.hopeless:
-                queue.cancel(job.id)
-                self._say(f"Job {job.id} was cancelled, because Slurm would never start it ({state.reason}): {CURE}")
+                done = "was cancelled" if queue.cancel(job.id) else f"has to be cancelled (`scancel {job.id}`)"
+                self._say(f"Job {job.id} {done}, because Slurm would never start it ({state.reason}): {CURE}")
                 return FAILED
             if state is None or not state.over:
                 return None

@@ -350,6 +350,25 @@ def test_where_slurm_refuses_one_of_several_jobs_all_before_it_are_cancelled(tmp
     assert not (tmp_path / "out").exists()
 
 
+def test_jobs_that_cannot_be_cancelled_are_told_with_the_command_that_ends_them(slurm: FakeSlurm) -> None:
+    slurm.refuse("sbatch: error: Node count specification invalid", accepts=2)
+    (slurm.folder / "scancel").write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(Refusal, match="Those before it go on: `scancel 17 18` ends them"):
+        submit("parallel-runs", nodes=[1, 2, 4], uri=SERVER, output="out")
+
+
+@pytest.mark.parametrize("plans", [["parallel-runs"], ["parallel-runs", "create-run"]], ids=["one", "array"])
+def test_what_sbatch_says_instead_of_a_number_is_shown(tmp_path: Path, slurm: FakeSlurm, plans: list[str]) -> None:
+    (slurm.folder / "sbatch").write_text("#!/bin/sh\necho Welcome; echo '17;cluster'\n")
+    with pytest.raises(Refusal) as refused:
+        submit(plans, uri=SERVER, output="out")
+    assert str(refused.value) == (
+        r"sbatch was content, but gave the job no number: it said 'Welcome\n17;cluster'. "
+        "If there is a job all the same, `squeue --me` shows it, and `scancel` ends it."
+    )
+    assert not (tmp_path / "out").exists()
+
+
 # Secrets.
 
 

@@ -48,8 +48,20 @@ def test_without_slurm_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_job_is_cancelled_by_its_number(slurm: FakeSlurm) -> None:
-    cancel("18")
+    assert cancel("18") is True
     assert slurm.cancelled == ["18"]
+
+
+@pytest.mark.parametrize("text", ["exit 1", "exec sleep 60"], ids=["refuses", "hangs"])
+def test_a_job_that_slurm_does_not_cancel_is_not_waited_for(
+    slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setattr("hpcstress.queue._SECONDS", 0.05 if "sleep" in text else 30)
+    (slurm.folder / "scancel").write_text(f"#!/bin/sh\n{text}\n")
+    assert cancel("18") is False
+    (slurm.folder / "scancel").unlink()
+    monkeypatch.setenv("PATH", str(slurm.folder))
+    assert cancel("18") is False
 
 
 @pytest.mark.parametrize(

@@ -237,6 +237,18 @@ def test_a_job_that_would_never_start_is_cancelled(tmp_path: Path, slurm: FakeSl
     )
 
 
+def test_a_job_that_would_never_start_and_cannot_be_cancelled_is_left_to_its_owner(
+    tmp_path: Path, slurm: FakeSlurm
+) -> None:
+    slurm.queue("17|PENDING||InvalidQOS")
+    (slurm.folder / "scancel").write_text("#!/bin/sh\nexit 1\n")
+    code, said = waited(submitted(tmp_path, job(tmp_path)))
+    assert code == 1
+    assert said[-1].startswith(
+        "Job 17 has to be cancelled (`scancel 17`), because Slurm would never start it (InvalidQOS): correct"
+    )
+
+
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
