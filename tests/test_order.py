@@ -121,6 +121,12 @@ def test_with_weak_scaling_runs_users_and_arrivals_grow_with_the_nodes() -> None
     assert (plan.users, plan.rate, plan.duration) == ((12,), 7.5, 5)
 
 
+@given(st.integers(1, 1000), st.integers(1, 64), st.integers(0, 64))
+def test_with_weak_scaling_each_node_has_as_much_or_a_part_of_a_run_more(size: int, least: int, more: int) -> None:
+    [grown] = _grown(Plan(runs=(size,)), least + more, least).runs
+    assert size * (least + more) <= grown * least < size * (least + more) + least
+
+
 @given(st.integers(1, 1000), st.integers(1, 64), st.integers(1, 64))
 def test_with_weak_scaling_no_node_has_less_to_do_than_the_first(size: int, least: int, times: int) -> None:
     [grown] = _grown(Plan(runs=(size,)), least * times, least).runs

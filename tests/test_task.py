@@ -6,10 +6,11 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hpcstress.task import Launch, main, play
+from hpcstress.task import Launch, main, play, play_as_task
 from tests.mpi.launch import until
 
 
@@ -70,6 +71,55 @@ def test_a_stop_ends_what_runs_and_nothing_more_is_started(tmp_path: Path) -> No
     stopper.join()
     launch.run(program(""), tmp_path / "second")
     assert not (tmp_path / "second").exists()
+
+
+def test_a_stop_that_comes_while_a_job_is_started_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launch = Launch(5)
+
+    class Stopped(subprocess.Popen[bytes]):
+        def __init__(self, *words: Any, **options: Any) -> None:
+            super().__init__(*words, **options)
+            until((tmp_path / "ready").exists)
+            launch.stop()
+
+    monkeypatch.setattr(subprocess, "Popen", Stopped)
+    assert ended_with(tmp_path, launch, PATIENT.format(ready=str(tmp_path / "ready"))) == "3"
+    # It was not its time that ended it.
+    assert capsys.readouterr().err == ""
+
+
+def test_what_killed_ranks_leave_in_shared_memory_is_removed_after_a_job_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweeps: list[str] = []
+    monkeypatch.setattr("hpcstress.task.sweep", lambda: sweeps.append("swept"))
+    ended_with(tmp_path, Launch(60), "")
+    assert sweeps == []
+    ended_with(tmp_path, Launch(60), "raise SystemExit(3)")
+    assert sweeps == ["swept"]
+
+
+def test_a_rank_of_slurm_s_hears_the_signals_as_any_rank_does_and_the_warning_as_an_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    numbers = (signal.SIGTERM, signal.SIGCONT, signal.SIGUSR2)
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    heard: list[object] = []
+
+    def rank(words: list[str]) -> None:
+        heard.extend([words, signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGCONT)])
+        signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+        signal.raise_signal(signal.SIGUSR2)
+
+    monkeypatch.setattr("hpcstress.task.play", rank)
+    try:
+        play_as_task(["--runs=4"])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert heard == [["--runs=4"], signal.SIG_DFL, signal.SIG_DFL, signal.SIGTERM]
 
 
 def test_jobs_of_a_file_follow_each_other_and_signals_are_heard(tmp_path: Path) -> None:
