@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcstress import queue
-from hpcstress.errors import OK, Refusal
+from hpcstress.errors import OK, Interruption, Refusal
 from hpcstress.quantity import ended, quoted
 from hpcstress.site import TCP, Site
 from hpcstress.submission import CURE, Job, Submission
@@ -50,13 +50,22 @@ def slurm(order: Order) -> Submission:
         try:
             tasks = executor.map_array(play_as_task, [job.words for job in together])
         except (FailedJobError, FailedSubmissionError) as error:
-            left = [job_id for job_id in accepted if not queue.cancel(job_id)]
-            go_on = f" Those before it go on: `scancel {' '.join(left)}` ends them." if left else ""
-            raise Refusal(f"{_reason(error)}{go_on}") from None
+            raise Refusal(f"{_reason(error)}{_cancelled(accepted)}") from None
+        except KeyboardInterrupt:
+            raise Interruption(
+                "sbatch had not answered: `squeue --me` shows whether there is a job all the same, and `scancel` ends "
+                f"it.{_cancelled(accepted)}"
+            ) from None
         for job, task in zip(together, tasks, strict=True):
             job.id, job.logs = task.job_id, (task.paths.stdout, task.paths.stderr)
         accepted.append(tasks[0].job_id.partition("_")[0])
     return Submission(order.folder, "slurm", order.jobs, order.minutes)
+
+
+def _cancelled(accepted: Sequence[str]) -> str:
+    """Cancel jobs whose successor there will not be, and return what is to be said of those that go on."""
+    left = [job_id for job_id in accepted if not queue.cancel(job_id)]
+    return f" Those before it go on: `scancel {' '.join(left)}` ends them." if left else ""
 
 
 def _parameters(order: Order, together: Sequence[Job], before: Sequence[str]) -> dict[str, Any]:

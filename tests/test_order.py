@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from submitit import SlurmExecutor
 
 import hpcstress
 from hpcstress import executors
-from hpcstress.errors import Refusal, UsageRefusal
+from hpcstress.errors import Interruption, Refusal, UsageRefusal
 from hpcstress.order import CLUSTERS, _grown, submit
 from hpcstress.plan import Plan
 from hpcstress.site import Site
@@ -361,6 +362,26 @@ def test_jobs_that_cannot_be_cancelled_are_told_with_the_command_that_ends_them(
     (slurm.folder / "scancel").write_text("#!/bin/sh\nexit 1\n")
     with pytest.raises(Refusal, match="Those before it go on: `scancel 17 18` ends them"):
         submit("parallel-runs", nodes=[1, 2, 4], uri=SERVER, output="out")
+
+
+def test_who_does_not_wait_for_an_sbatch_that_hangs_cancels_the_jobs_before_it(
+    tmp_path: Path, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted = SlurmExecutor._make_submission_command
+
+    def hang(executor: SlurmExecutor, script: Path) -> list[str]:
+        if slurm.scripts:
+            raise KeyboardInterrupt
+        return submitted(executor, script)
+
+    monkeypatch.setattr(SlurmExecutor, "_make_submission_command", hang)
+    with pytest.raises(Interruption) as end:
+        submit("parallel-runs", nodes=[1, 2], uri=SERVER, output="out")
+    assert str(end.value) == (
+        "sbatch had not answered: `squeue --me` shows whether there is a job all the same, and `scancel` ends it."
+    )
+    assert slurm.cancelled == ["17"]
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("plans", [["parallel-runs"], ["parallel-runs", "create-run"]], ids=["one", "array"])
