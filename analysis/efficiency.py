@@ -1,16 +1,16 @@
 """How a load grows with the ranks that make it: strong scaling (the same load) and weak scaling (the same per rank).
 
-Each step of each result is a measurement at its number of ranks. Steps of plans that differ in nothing but their load
-make a curve of strong scaling where their load is the same, and one of weak scaling where it is the same per rank; both
-may be found in the same results. What is compared is good answers per second: ideal is as many times as many as there
-are times the ranks, and efficiency is the share of that ideal. Where iterations come at a rate, more ranks do not make
-more of them: there is weak scaling only.
+Each step of each result is a measurement at its number of ranks. Steps against the same server, by plans that differ in
+nothing but their load, make a curve of strong scaling where their load is the same, and one of weak scaling where it is
+the same per rank; both may be found in the same results. What is compared is good answers per second: ideal is as many
+times as many as there are times the ranks, and efficiency is the share of that ideal. Where iterations come at a rate,
+more ranks do not make more of them: there is weak scaling only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -19,13 +19,19 @@ import numpy as np
 from analysis.frame import Columns, Frame
 from analysis.percentiles import Values, middle
 from analysis.statistics import StepStatistics
-from analysis.units import count, number, seconds
+from analysis.units import count, number, plain, seconds
+from hpcstress.plan import USUAL_SERVER
 
 KINDS = ("strong", "weak")
 
-# What may differ on one curve: the load itself, and what is no load at all.
+# What may differ on one curve: the load itself, what is no load at all, and how the server was named: `_server` says
+# which one it was.
 _FREE = frozenset(
-    {"runs", "users", "rate", "repeats", "audit", "objective", "threshold", "sleep_time", "warmup", "experiment"}
+    {
+        *("runs", "users", "rate", "repeats"),
+        *("audit", "objective", "threshold", "sleep_time", "warmup", "experiment"),
+        *("server", "uri"),
+    }
 )
 _IDEAL = 0.9
 _SLOWER = 1.1
@@ -52,6 +58,7 @@ class Measured:
     users: bool
     rate: float
     variation: str
+    server: str
     plan: tuple[tuple[str, str], ...]
     answers_per_second: float
     service: float
@@ -122,6 +129,7 @@ def measured(frame: Frame, steps: Iterable[StepStatistics]) -> list[Measured]:
             step.users,
             step.rate,
             step.variation,
+            _server(frame),
             plan,
             step.requests_per_second,
             step.service.p50.value,
@@ -136,6 +144,22 @@ def curves(steps: Iterable[Measured]) -> list[Curve]:
     """Return every curve that some steps make up, strong ones first, each with two numbers of ranks at least."""
     steps = list(steps)
     return [*_curves("strong", steps), *_curves("weak", steps)]
+
+
+def apart(steps: Iterable[Measured]) -> str:
+    """Say which servers have no point on each other's curves, though their numbers of ranks would make one; else ""."""
+    steps = list(steps)
+    ranks: dict[str, set[int]] = {}
+    for step in steps:
+        ranks.setdefault(step.server, set()).add(step.ranks)
+    together = curves(replace(step, server="") for step in steps)
+    if {curve.points for curve in together} == {curve.points for curve in curves(steps)}:
+        return ""
+    told = [
+        f"{server or 'an unknown one'} with {', '.join(map(str, sorted(of)))} {'rank' if of == {1} else 'ranks'}"
+        for server, of in sorted(ranks.items())
+    ]
+    return f"Only results of the same server make a curve, and here are {len(told)} servers: {'; '.join(told)}."
 
 
 def rows(found: Iterable[Curve]) -> list[dict[str, Any]]:
@@ -166,15 +190,34 @@ def _curves(kind: str, steps: list[Measured]) -> Iterator[Curve]:
     groups: dict[tuple[object, ...], list[Measured]] = {}
     for step in steps:
         if kind == "strong" and not step.rate:
-            groups.setdefault((step.plan, step.users, step.variation, step.size), []).append(step)
+            groups.setdefault((*_kin(step), step.size), []).append(step)
         if kind == "weak":
             rate = step.rate / step.ranks
             load = (Fraction(step.size, step.ranks), float(f"{rate:.9g}"))
-            groups.setdefault((step.plan, step.users, step.variation, *load), []).append(step)
-    several = len({step.plan for step in steps}) > 1
+            groups.setdefault((*_kin(step), *load), []).append(step)
+    several = len({(step.server, step.plan) for step in steps}) > 1
     found = [(group[0], points) for group in groups.values() if len(points := _points(group)) > 1]
-    for step, points in sorted(found, key=lambda of: (of[0].plan, of[0].variation, of[0].size / of[0].ranks)):
+    for step, points in sorted(found, key=lambda of: (*_kin(of[0]), of[0].size / of[0].ranks)):
         yield Curve(kind, _name(kind, step, several=several), points)
+
+
+def _kin(step: Measured) -> tuple[object, ...]:
+    """Return what is the same for all steps of a curve, besides the load."""
+    return step.server, step.plan, step.users, step.variation
+
+
+def _server(frame: Frame) -> str:
+    """Return what tells the server of a result from others: how it was started, else its address; and its version.
+
+    One that hpcstress has started has another address each time.
+    """
+    facts, started = frame.facts, frame.facts.get("server")
+    if isinstance(started, Mapping):
+        where = started.get("server") or frame.plan.get("server") or USUAL_SERVER
+    else:
+        where = facts.get("uri") or frame.plan.get("uri") or ""
+    version = facts.get("server_version")
+    return plain(f"{where} ({version})" if version else where, 1000)
 
 
 def _points(group: list[Measured]) -> tuple[Point, ...]:
@@ -207,7 +250,7 @@ def _name(kind: str, step: Measured, *, several: bool) -> str:
         )
         load += f" at {number(step.rate / step.ranks)} iterations/s" if step.rate else ""
     plan = dict(step.plan)
-    which = [f"{plan.get('workload', '')} on {plan.get('uri') or plan.get('server', '')}"] if several else []
+    which = [" on ".join(filter(None, (plan.get("workload"), step.server)))] if several else []
     return ", ".join([*which, load, *([step.variation] if step.variation else [])])
 
 

@@ -123,13 +123,13 @@ def _taxes(frames: Sequence[Frame], folder: Path) -> list[dict[str, Any]]:
 
 def _scaling(steps: Sequence[efficiency.Measured], folder: Path) -> dict[str, Any] | None:
     """Return what is told of results that differ in their numbers of ranks, nothing where none do."""
-    found = efficiency.curves(steps)
+    found, apart = efficiency.curves(steps), efficiency.apart(steps)
     if not found:
-        return None
+        return {"curves": found, "apart": apart} if apart else None
     with style.context():
         picture = saved(figures.efficiency(found), folder / "efficiency.png")
     write_csv(folder / "efficiency.csv", efficiency.rows(found))
-    return {"curves": found, "picture": picture}
+    return {"curves": found, "picture": picture, "apart": apart}
 
 
 def _pictures(frame: Frame, statistics: Statistics, home: Path) -> dict[str, str]:

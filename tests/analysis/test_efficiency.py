@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis import figures
-from analysis.efficiency import Curve, Measured, Parts, curves, measured, rows
+from analysis.efficiency import Curve, Measured, Parts, apart, curves, measured, rows
 from analysis.figures import style
 from analysis.frame import read
 from analysis.report import write_report
@@ -22,7 +23,16 @@ from tests.analysis.results import rows as attempts_of
 from tests.analysis.test_figures import overlapping
 
 STEP = Measured(
-    1, 10, users=False, rate=0.0, variation="", plan=(), answers_per_second=100.0, service=0.1, parts=Parts(0.1, 0.9, 0)
+    ranks=1,
+    size=10,
+    users=False,
+    rate=0.0,
+    variation="",
+    server="",
+    plan=(),
+    answers_per_second=100.0,
+    service=0.1,
+    parts=Parts(0.1, 0.9, 0),
 )
 
 
@@ -35,6 +45,8 @@ def job(
     own: int = 0,
     cpu: float = 0.0,
     lazy: int = 0,
+    facts: Mapping[str, object] | None = None,
+    **options: str,
 ) -> Path:
     """Write a result whose ranks play their runs one after the other, each a request; the last ranks may be lazy.
 
@@ -58,16 +70,17 @@ def job(
         for rank in range(ranks)
     ]
     path.parent.mkdir(exist_ok=True)
-    plan = Plan(runs=sizes, repeats=1).to_toml()
-    return write(path, attempts, {"steps": steps, "health": table("health", health)}, plan=plan, facts={"ranks": ranks})
+    plan = Plan(runs=sizes, repeats=1).with_options(options).to_toml()
+    told = {"ranks": ranks, **(facts or {})}
+    return write(path, attempts, {"steps": steps, "health": table("health", health)}, plan=plan, facts=told)
+
+
+def steps_in(*paths: Path) -> list[Measured]:
+    return [step for path in paths for frame in [read(path)] for step in measured(frame, measure(frame).steps)]
 
 
 def of(*paths: Path) -> list[Curve]:
-    found = []
-    for path in paths:
-        frame = read(path)
-        found += measured(frame, measure(frame).steps)
-    return curves(found)
+    return curves(steps_in(*paths))
 
 
 def test_ranks_that_share_the_same_runs_evenly_scale_ideally(tmp_path: Path) -> None:
@@ -135,6 +148,71 @@ def test_other_plans_are_other_curves() -> None:
     assert [[point.ranks for point in curve.points] for curve in found] == [[1, 4], [2, 8]]
 
 
+def test_servers_of_two_addresses_are_not_on_one_curve_and_that_is_said(tmp_path: Path) -> None:
+    # By MLFLOW_TRACKING_URI: neither plan has an address.
+    steps = steps_in(
+        job(tmp_path / "1.h5", 1, (8,), facts={"uri": "http://a:5000", "server_version": "3.4.0", "server": None}),
+        job(tmp_path / "2.h5", 2, (8,), facts={"uri": "http://b:5000", "server_version": "3.4.0", "server": None}),
+    )
+
+    assert curves(steps) == []
+    assert apart(steps) == (
+        "Only results of the same server make a curve, and here are 2 servers: http://a:5000 (3.4.0) with 1 rank; "
+        "http://b:5000 (3.4.0) with 2 ranks."
+    )
+
+
+def test_a_server_that_became_another_version_is_another_one(tmp_path: Path) -> None:
+    facts = {"uri": "http://a:5000", "server": None}
+
+    assert (
+        of(
+            *(
+                job(tmp_path / f"{ranks}.h5", ranks, (8,), facts=facts | {"server_version": f"3.{ranks}.0"})
+                for ranks in (1, 2)
+            )
+        )
+        == []
+    )
+
+
+def test_one_server_is_one_however_its_address_was_given(tmp_path: Path) -> None:
+    facts = {"uri": "http://a:5000", "server": None}
+    steps = steps_in(
+        job(tmp_path / "1.h5", 1, (8,), facts=facts),
+        job(tmp_path / "2.h5", 2, (8,), facts=facts, uri="http://a:5000/"),
+    )
+
+    (curve,) = curves(steps)
+    assert curve.name == "8 runs"
+    assert apart(steps) == ""
+
+
+def test_a_server_that_was_started_anew_each_time_is_the_same_by_how_it_was_started(tmp_path: Path) -> None:
+    def started(ranks: int, spec: str, **options: str) -> list[Measured]:
+        facts = {"uri": f"http://127.0.0.1:{5000 + ranks}", "server": {"name": "mlflow", "server": spec}}
+        return steps_in(job(tmp_path / f"{spec}-{ranks}.h5", ranks, (8,), facts=facts, **options))
+
+    usual = [*started(1, "mlflow-postgres"), *started(2, "mlflow-postgres", server="mlflow-postgres")]
+    small = [*started(1, "mlflow-sqlite", server="mlflow-sqlite"), *started(4, "mlflow-sqlite")]
+
+    assert [[point.ranks for point in curve.points] for curve in curves(usual)] == [[1, 2]]
+    assert [(curve.name, [point.ranks for point in curve.points]) for curve in curves(usual + small)] == [
+        ("parallel-runs on mlflow-postgres, 8 runs", [1, 2]),
+        ("parallel-runs on mlflow-sqlite, 8 runs", [1, 4]),
+    ]
+    assert "mlflow-postgres with 1, 2 ranks; mlflow-sqlite with 1, 4 ranks" in apart(usual + small)
+
+
+def test_nothing_is_said_of_servers_whose_ranks_make_no_curve_anyway() -> None:
+    one, other = (replace(STEP, server=server) for server in "ab")
+
+    assert apart([one, other]) == ""
+    assert apart([one, replace(one, ranks=2), replace(other, size=7)]) == ""
+    # That of b would be a further repeat of a's.
+    assert apart([one, replace(one, ranks=2), other]) != ""
+
+
 def test_where_iterations_come_at_a_rate_only_the_rate_per_rank_makes_a_curve() -> None:
     steps = [replace(STEP, users=True, ranks=ranks, size=10 * ranks, rate=5.0 * ranks) for ranks in (1, 3)]
 
@@ -163,6 +241,19 @@ def test_repeats_are_sorted_and_the_order_of_results_does_not_matter(
             assert list(point.rates) == sorted(rate for ranks, rate in told if ranks == point.ranks)
             assert np.allclose(np.array(point.efficiencies) * curve.ideal(point.ranks), point.rates)
         assert curve.points[0].efficiency == pytest.approx(1)
+
+
+@pytest.mark.slow
+def test_the_report_says_why_results_of_two_servers_make_no_curve(tmp_path: Path) -> None:
+    results = [
+        job(tmp_path / str(ranks) / "result.h5", ranks, (8,), facts={"uri": f"http://{ranks}:5000"}) for ranks in (1, 2)
+    ]
+
+    page = write_report(results, tmp_path / "both").read_text("utf-8")
+
+    assert "here are 2 servers: http://1:5000 with 1 rank; http://2:5000 with 2 ranks." in page
+    assert "of the ideal" not in page
+    assert not (tmp_path / "both" / "efficiency.png").exists()
 
 
 @pytest.mark.slow
