@@ -234,6 +234,42 @@ def test_a_rank_whose_clock_is_ahead_of_rank_0s_starts_later_by_its_own(
         assert (result.attempts(["start"])["start"] >= 0).all()
 
 
+def test_the_start_waits_for_every_hand_that_its_word_goes_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Timed(Progress):
+        """Note how long it is from the word of the start to the end of the step."""
+
+        def begin(self, *_: object) -> None:
+            self.began = time.monotonic()
+
+        def end(self) -> None:
+            self.took = time.monotonic() - self.began
+
+    timed = Timed()
+    monkeypatch.setattr("hpcstress.job._LEAD_NS", 20_000_000)
+    monkeypatch.setattr("hpcstress.job.levels", lambda size: 9 * size)
+    assert run_job(ALONE, World(), RunFolder(tmp_path / "job"), {}, timed, 0.0) == 0
+    # Ten times as long, some of which had passed when the word was told.
+    assert timed.took > 0.1
+
+
+@pytest.mark.parametrize(("age", "measured"), [(9, 2), (11, 4)])
+def test_a_clock_is_measured_before_and_after_and_when_the_last_time_is_ten_seconds_ago(
+    tmp_path: Path, age: int, measured: int
+) -> None:
+    class Old(World):
+        """Say that each measurement was a while ago."""
+
+        times = 0
+
+        def offset(self) -> Offset:
+            self.times += 1
+            return Offset(0, 77, time.monotonic_ns() - age * 1_000_000_000)
+
+    world = Old()
+    assert run_job(replace(ALONE, runs=(1, 2)), world, RunFolder(tmp_path / "job"), {}, Progress(), 0.0) == 0
+    assert world.times == measured
+
+
 def test_warm_up_is_sent_and_in_no_figure(tmp_path: Path) -> None:
     with serving() as server:
         assert play(tmp_path / "job", replace(SMALL, warmup=4), server.environment) == 0

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from hpcstress.launcher import clock_name, promised_rank, promised_size, seconds_since_start, wrong_size
+from hpcstress.launcher import (
+    clock_name,
+    is_first_of_node,
+    promised_rank,
+    promised_size,
+    seconds_since_start,
+    wrong_size,
+)
 
 MPICH = {"PMI_SIZE": "4", "PMI_RANK": "3"}
 OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "PMIX_RANK": "3"}
@@ -45,6 +52,16 @@ def test_what_is_no_number_is_no_launchers_word(value: str) -> None:
 
 def test_rank_0_is_a_rank() -> None:
     assert promised_rank({"PMI_RANK": "0", "SLURM_PROCID": "3"}) == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "PALS_LOCAL_RANKID", "SLURM_LOCALID"]
+)
+def test_the_first_rank_of_a_node_is_that_by_its_number_there(name: str) -> None:
+    # Whichever it is in the job.
+    assert is_first_of_node({name: "0", "PMI_RANK": "48"})
+    assert not is_first_of_node({name: "1", "PMI_RANK": "49"})
+    assert is_first_of_node({"PMI_RANK": "49"})
 
 
 def test_launcher_and_library_that_do_not_belong_together_are_named_with_what_to_do() -> None:

@@ -3,10 +3,11 @@ from __future__ import annotations
 import mmap
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from hpcstress import leftovers
+from hpcstress import leftovers, ranks
 from hpcstress.leftovers import sweep
 
 
@@ -45,6 +46,19 @@ def test_what_is_younger_than_asked_for_stays(shm: Path) -> None:
     young, old = made(shm / "mpich_shm_1"), made(shm / "mpich_shm_2", age=700)
     assert sweep(600) == [old]
     assert young.exists()
+
+
+@pytest.mark.parametrize(("local", "gone"), [("0", True), ("1", False)])
+def test_the_first_rank_of_a_node_removes_what_no_job_can_just_be_making(
+    shm: Path, monkeypatch: pytest.MonkeyPatch, local: str, *, gone: bool
+) -> None:
+    young, old = made(shm / "mpich_shm_1", age=300), made(shm / "mpich_shm_2", age=700)
+    comm = SimpleNamespace(size=1, rank=0)
+    monkeypatch.setattr(ranks, "_load_mpi", lambda: SimpleNamespace(COMM_WORLD=comm))
+    monkeypatch.setattr(ranks, "MpiWorld", lambda _: ranks.World())
+    with ranks.world({"PMI_SIZE": "1", "PMI_RANK": "0", "MPI_LOCALRANKID": local}):
+        assert young.exists()
+        assert old.exists() == (not gone)
 
 
 def test_what_is_another_users_stays(shm: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,7 @@ def test_when_it_is_closed_its_thread_is_over_and_goodbye_is_its_last_word() -> 
 def test_one_that_hangs_in_its_own_words_is_seen_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hpcstress.watch._BEAT_SECONDS", 0.001)
     hung, freed = threading.Event(), threading.Event()
+    silent: list[float] = []
 
     class Stuck(Wire):
         """Never return from a word while the test goes on."""
@@ -90,7 +91,8 @@ def test_one_that_hangs_in_its_own_words_is_seen_too(monkeypatch: pytest.MonkeyP
             freed.wait()
             return []
 
-    def hang(_: float) -> None:
+    def hang(seconds: float) -> None:
+        silent.append(seconds)
         hung.set()
         freed.set()
 
@@ -98,3 +100,5 @@ def test_one_that_hangs_in_its_own_words_is_seen_too(monkeypatch: pytest.MonkeyP
     watch.start()
     assert hung.wait(30)
     watch.close()
+    # It has as long as one that does not speak at all.
+    assert silent[0] == pytest.approx(0.001 * (_SILENT_BEATS + 1))

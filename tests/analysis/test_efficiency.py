@@ -45,6 +45,7 @@ def job(
     own: int = 0,
     cpu: float = 0.0,
     lazy: int = 0,
+    stopped: bool = False,
     facts: Mapping[str, object] | None = None,
     **options: str,
 ) -> Path:
@@ -70,9 +71,11 @@ def job(
         for rank in range(ranks)
     ]
     path.parent.mkdir(exist_ok=True)
+    steps["runs_finished"][-1] -= stopped
     plan = Plan(runs=sizes, repeats=1).with_options(options).to_toml()
     told = {"ranks": ranks, **(facts or {})}
-    return write(path, attempts, {"steps": steps, "health": table("health", health)}, plan=plan, facts=told)
+    tables = {"steps": steps, "health": table("health", health)}
+    return write(path, attempts, tables, plan=plan, facts=told, complete=not stopped)
 
 
 def steps_in(*paths: Path) -> list[Measured]:
@@ -122,6 +125,40 @@ def test_cpu_time_is_the_generators_where_it_is_more(tmp_path: Path) -> None:
     (curve,) = of(job(tmp_path / "1.h5", 1, (8,), cpu=0.4), job(tmp_path / "2.h5", 2, (8,), cpu=0.4))
 
     assert curve.points[-1].parts == pytest.approx((0.4, 0.6, 0))
+
+
+def test_no_rank_has_more_time_of_its_own_than_it_was_busy(tmp_path: Path) -> None:
+    # Two threads of a rank may use two cores; the second of two ranks is idle half of the time.
+    curve = of(job(tmp_path / "1.h5", 1, (3,), cpu=1.9), job(tmp_path / "2.h5", 2, (3,), cpu=1.9))[0]
+
+    assert [point.parts for point in curve.points] == [
+        pytest.approx((1, 0, 0), abs=1e-9),
+        pytest.approx((0.75, 0, 0.25), abs=1e-9),
+    ]
+
+
+@pytest.mark.parametrize(("service", "slower"), [(104 * MS, False), (120 * MS, True)])
+def test_a_request_that_takes_a_tenth_longer_is_told(tmp_path: Path, service: int, *, slower: bool) -> None:
+    (curve,) = of(job(tmp_path / "1.h5", 1, (9,)), job(tmp_path / "2.h5", 2, (9,), service=service, lazy=1))
+
+    assert ("the median request takes" in curve.sentence) == slower
+    assert curve.points[-1].efficiency < 0.9
+
+
+def test_a_step_that_was_stopped_is_no_point(tmp_path: Path) -> None:
+    whole, stopped = job(tmp_path / "1.h5", 1, (8, 9)), job(tmp_path / "2.h5", 2, (8, 9), stopped=True)
+
+    assert [step.size for step in steps_in(stopped)] == [8]
+    assert [curve.name for curve in of(whole, stopped)] == ["8 runs"]
+
+
+def test_plans_whose_runs_are_of_another_size_are_other_curves(tmp_path: Path) -> None:
+    first, other = job(tmp_path / "1.h5", 1, (8,)), job(tmp_path / "2.h5", 2, (8,), params="7")
+
+    assert of(first, other) == []
+    # What is no load may differ.
+    (curve,) = of(first, job(tmp_path / "3.h5", 2, (8,), audit="0", warmup="3"))
+    assert [point.ranks for point in curve.points] == [1, 2]
 
 
 def test_ranks_that_are_done_before_the_last_one_are_idle(tmp_path: Path) -> None:

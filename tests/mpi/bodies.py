@@ -12,7 +12,8 @@ from unittest.mock import patch
 
 import numpy as np
 
-from hpcstress import ranks
+from hpcstress import ranks, tree
+from hpcstress.clocks import Offset
 from hpcstress.errors import Refusal, UsageRefusal
 from hpcstress.ranks import World
 from hpcstress.record import RECORD
@@ -118,6 +119,24 @@ def clocks_that_may_differ_are_measured_within_the_error(world: World) -> None:
             assert (offset.error_ns > 0) == (world.rank % 2 == 1)
 
 
+def who_measures_against_a_rank_that_has_measured_long_ago_is_as_unsure_as_it_is_now(world: World) -> None:
+    # Each asks the one before it, and all believe that they have measured ten seconds ago.
+    def long_ago(_: object) -> Offset:
+        return Offset(0, 10, time.monotonic_ns() - 10_000_000_000)
+
+    with (
+        patch.object(ranks, "clock_name", lambda: f"{world.rank}"),
+        patch.object(tree, "FAN_OUT", 1),
+        patch.object(ranks, "offset_of", long_ago),
+    ):
+        error = world.anew().offset().error_ns
+    # Clocks may part by half a millisecond in each second; nobody but rank 0 is sure of its own.
+    before = max(0, world.rank - 1)
+    assert 10 * world.rank + 5_000_000 * before <= error
+    assert (error == 0) == (world.rank == 0)
+    world.collect(None)
+
+
 def a_refusal_on_any_rank_is_everybodys(world: World) -> None:
     for refusing in range(world.size):
 
@@ -195,6 +214,7 @@ BODIES: dict[str, Callable[[World], None]] = {
         rows_are_asked_for_before_they_are_made,
         the_clock_of_one_machine_is_the_same_for_all,
         clocks_that_may_differ_are_measured_within_the_error,
+        who_measures_against_a_rank_that_has_measured_long_ago_is_as_unsure_as_it_is_now,
         a_refusal_on_any_rank_is_everybodys,
         where_nobody_refuses_each_has_its_own_value,
         rank_0_acts_for_all_and_refuses_for_all,

@@ -3,10 +3,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from hpcstress.ranks import _SENDERS_AT_ONCE, World
+from hpcstress.ranks import _SENDERS_AT_ONCE, _UNHEARD_WORDS, World, _Neighbours
 from tests.mpi.bodies import BODIES
 from tests.mpi.launch import launched, launched_as
 
@@ -37,6 +39,41 @@ def test_rows_come_from_more_ranks_than_may_send_at_a_time(tmp_path: Path, body:
     ranks = str(_SENDERS_AT_ONCE + 3)
     with launched(int(ranks), "-m", "tests.mpi.bodies", body, ranks, cwd=tmp_path) as job:
         assert job.end() == (0, "it holds\n", "")
+
+
+def test_one_that_does_not_listen_is_told_so_much_and_no_more() -> None:
+    class Deaf:
+        """Take words, and deliver them when the test wants."""
+
+        rank, size, said, hears = 0, 2, 0, False
+
+        def Dup(self) -> Deaf:
+            return self
+
+        def isend(self, _word: str, _rank: int) -> Any:
+            self.said += 1
+            return SimpleNamespace(test=lambda: (self.hears, None))
+
+    comm = Deaf()
+    neighbours = _Neighbours(comm)
+    for _ in range(5 * _UNHEARD_WORDS):
+        neighbours.speak("here")
+    assert comm.said == _UNHEARD_WORDS
+    comm.hears = True
+    neighbours.speak("here")
+    assert comm.said == _UNHEARD_WORDS + 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("own", "used"), [({}, "0"), ({"MPIR_CVAR_CH4_OFI_ENABLE_AM": "1"}, "1")])
+def test_what_somebody_has_set_for_mpi_goes_before_what_saves_memory(
+    tmp_path: Path, own: dict[str, str], used: str
+) -> None:
+    words = (
+        "import os; from hpcstress.ranks import world\nwith world(): print(os.environ['MPIR_CVAR_CH4_OFI_ENABLE_AM'])"
+    )
+    with launched(1, "-c", words, cwd=tmp_path, **own) as job:
+        assert job.end() == (0, f"{used}\n", "")
 
 
 @pytest.mark.slow
