@@ -74,6 +74,9 @@ class Network:
     def mend(self, name: str) -> None:
         """Make the cable of a host whole again."""
         self.call(LOGIN, f"ip link set to-{name} up")
+        # That somebody did not answer is remembered for seconds, and then told to who connects.
+        for each in (LOGIN, *HOSTS):
+            self.call(each, "ip neighbour flush all")
 
     def sent(self, name: str) -> int:
         """Return how many bytes a host has sent over its cable."""

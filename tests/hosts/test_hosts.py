@@ -175,6 +175,7 @@ def test_a_full_disk_of_one_host_ends_the_job_with_its_sentence_and_keeps_every_
     network: Network, tmp_path: Path
 ) -> None:
     folder, place = RunFolder(tmp_path / "job"), network.disk / "journals"
+    full = rf"The journal {place}/hpcstress-\w+/rank-00000[45].rows cannot grow: No space left on device. Make room "
     # Room for the first window of its ranks' journals, and for a few bytes more.
     small = f"mount -t tmpfs -o size={2 * (HEADER_SIZE + (1 << 20)) + 65536} none {place}"
     for name in HOSTS:
@@ -183,14 +184,14 @@ def test_a_full_disk_of_one_host_ends_the_job_with_its_sentence_and_keeps_every_
         with playing(network, HASTY, tmp_path, {JOURNALS: str(place)}) as job:
             code, _, complaints = job.end()
             job.until_gone()
+        # Before anything is looked for: what went wrong stands there.
+        assert re.search(full, complaints), complaints
         for name in HOSTS:
             network.call(name, f"cp {place}/hpcstress-*/*.rows {folder.journals}")
     finally:
         for name in HOSTS:
             network.call(name, f"{f'umount {place} && ' if name == 'h3' else ''}rm -r {place}")
     assert code != 0
-    full = rf"The journal {place}/hpcstress-\w+/rank-00000[45].rows cannot grow: No space left on device. Make room "
-    assert re.search(full, complaints), complaints
     assert re.search(r"^rank [45] on h3 failed: the job of 8 ranks ends\.$", complaints, re.MULTILINE), complaints
     assert "Traceback" not in complaints
     judge(folder, RANKS)
