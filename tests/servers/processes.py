@@ -7,7 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -76,6 +77,24 @@ def words_of(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
+
+
+def there(pids: Iterable[int]) -> list[psutil.Process]:
+    """Return the processes that have not ended meanwhile: those of a database come and go."""
+    found = []
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            found.append(psutil.Process(pid))
+    return found
+
+
+def owners(processes: Iterable[psutil.Process]) -> set[str]:
+    """Return whose processes are that have not ended meanwhile."""
+    found = set()
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            found.add(process.username())
+    return found
 
 
 def taken(host: str, port: int) -> bool:

@@ -13,6 +13,7 @@ import pytest
 
 from hpcstress.servers import database
 from hpcstress.servers.deployment import Deployment
+from tests.servers.processes import owners, there, words_of
 
 
 def programs(folder: Path, version: str) -> Path:
@@ -62,10 +63,10 @@ Site = tuple[Deployment, database.Database]
 @pytest.mark.slow
 def test_postgresql_runs_without_privileges_and_listens_on_loopback_alone(site: Site) -> None:
     deployment, _ = site
-    first, *others = [psutil.Process(pid) for pid in deployment.pids()]
+    first, *others = there(deployment.pids())
     assert others
     if os.geteuid() == 0:
-        assert {process.username() for process in (first, *others)} == {"nobody"}
+        assert owners((first, *others)) == {"nobody"}
     listening = {each.laddr for each in first.net_connections() if each.status == psutil.CONN_LISTEN}
     assert [address.ip for address in listening] == ["127.0.0.1"]
     assert not [each for each in first.net_connections("unix") if each.status == psutil.CONN_LISTEN]
@@ -87,8 +88,9 @@ def test_postgresql_lets_in_who_knows_the_password_and_tells_it_nobody(
     monkeypatch.setenv("PGPASSWORD", "guessed")
     with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
         psycopg2.connect(f"postgresql://{data.place}")
-    assert not any(secret in argument for pid in deployment.pids() for argument in psutil.Process(pid).cmdline()
-                   for secret in data.secrets)  # fmt: skip
+    told = [words_of(process) for process in there(deployment.pids())]
+    assert any(told)
+    assert not any(secret in words for words in told for secret in data.secrets)
 
 
 @pytest.mark.slow
@@ -98,7 +100,7 @@ def test_nothing_is_left_of_postgresql_though_its_guard_and_itself_are_killed(
     with Deployment("database of a test") as site:
         data = database.postgres(site, 20)
         shared = {path.name for path in Path("/dev/shm").glob("PostgreSQL*")}
-        processes = [psutil.Process(pid) for pid in site.pids()]
+        processes = there(site.pids())
         processes[0].parent().kill()
         os.kill(processes[0].pid, signal.SIGKILL)
         site.stop()

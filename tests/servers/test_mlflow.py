@@ -26,6 +26,7 @@ from hpcstress.servers.deployment import Deployment
 from hpcstress.servers.mlflow import Program
 from hpcstress.servers.part import Recipe
 from hpcstress.servers.spec import Spec, read
+from tests.servers.processes import there
 
 Eventually = Callable[[Callable[[], object]], None]
 
@@ -290,7 +291,7 @@ def test_nothing_is_left_of_mlflow_when_hpcstress_is_killed(user: str | None, ev
             stdout=subprocess.PIPE,
         ) as parent:
             uri, pids = json.loads(parent.stdout.readline())
-            processes = [psutil.Process(pid) for pid in pids]
+            processes = there(pids)
             guard = processes[0].parent()
             assert len(processes) == 3 + 2
             assert len(list(Path(temporary).iterdir())) == 1
@@ -305,7 +306,7 @@ def test_nothing_is_left_of_mlflow_when_hpcstress_is_killed(user: str | None, ev
 @pytest.mark.slow
 def test_mlflow_that_loses_its_first_process_is_ended_and_reported(eventually: Eventually) -> None:
     with servers.start("mlflow-sqlite,workers=2", say=str) as server:
-        processes = [psutil.Process(pid) for pid in server.pids()]
+        processes = there(server.pids())
         processes[0].kill()
         eventually(server.obituary)
         assert not any(process.is_running() for process in processes)
@@ -317,7 +318,7 @@ def test_mlflow_that_loses_its_first_process_is_ended_and_reported(eventually: E
 @pytest.mark.slow
 def test_nothing_is_left_of_mlflow_when_its_guard_and_its_first_process_are_killed(eventually: Eventually) -> None:
     with servers.start("mlflow-sqlite,workers=2", say=str) as server:
-        first, *others = [psutil.Process(pid) for pid in server.pids()]
+        first, *others = there(server.pids())
         first.parent().kill()
         first.kill()
         eventually(lambda: not runs(first))
