@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from analysis.frame import Columns, Frame
+from analysis.frame import Columns, Frame, texts
 from analysis.percentiles import Values, middle
 from analysis.statistics import StepStatistics
 from analysis.units import count, number, plain, seconds
@@ -120,7 +120,7 @@ def measured(frame: Frame, steps: Iterable[StepStatistics]) -> list[Measured]:
     ranks = int(frame.facts.get("ranks") or len(frame.ranks))
     if not ranks or not len(frame.attempts["op"]):
         return []
-    plan = tuple(sorted((name, str(value)) for name, value in frame.plan.items() if name not in _FREE))
+    plan = tuple(sorted(texts({name: value for name, value in frame.plan.items() if name not in _FREE})))
     times = {int(row["step"]): attempts for row, attempts in frame.widened("rank").by_step()}
     return [
         Measured(

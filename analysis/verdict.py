@@ -32,7 +32,7 @@ INCOMPLETE: rows are missing, so that counts are too low, and percentiles those 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -215,15 +215,15 @@ def _began_late(step: StepStatistics) -> bool:
 def _behind(frame: Frame, steps: tuple[StepStatistics, ...]) -> str:
     if not _knows_starts(frame):
         return ""
-    behind = []
-    for step, rows in _health(frame, steps):
-        late = (rows["began_ns"] - rows["began_ns"].min()) / 1e9
-        worst = int(np.argmax(late))
-        if late[worst] > max(HELD_UP, step.service.p50.value):
-            behind.append((float(late[worst]), int(rows["rank"][worst]), step))
+    behind = _beyond(
+        frame,
+        steps,
+        lambda rows: (rows["began_ns"] - rows["began_ns"].min()) / 1e9,
+        lambda step: max(HELD_UP, step.service.p50.value),
+    )
     if not behind:
         return ""
-    late, rank, step = max(behind, key=lambda found: found[0])
+    late, rank, step = behind[0]
     return (
         f"The ranks did not begin together: at {step.where} rank {rank} began {seconds(late)} after the first, when a "
         f"request usually took {seconds(step.service.p50.value)}{_of_all([found[-1] for found in behind], steps)}."
@@ -231,14 +231,12 @@ def _behind(frame: Frame, steps: tuple[StepStatistics, ...]) -> str:
 
 
 def _still(frame: Frame, steps: tuple[StepStatistics, ...]) -> str:
-    still = []
-    for step, rows in _health(frame, steps):
-        worst = rows[np.argmax(rows["lag_max_ns"])]
-        if (lag := float(worst["lag_max_ns"]) / 1e9) > max(STOOD_STILL, step.service.p99.value):
-            still.append((lag, int(worst["rank"]), step))
+    still = _beyond(
+        frame, steps, lambda rows: rows["lag_max_ns"] / 1e9, lambda step: max(STOOD_STILL, step.service.p99.value)
+    )
     if not still:
         return ""
-    lag, rank, step = max(still, key=lambda found: found[0])
+    lag, rank, step = still[0]
     return (
         f"The generator stood still: rank {rank} for {seconds(lag)} at {step.where}; answers that came meanwhile look "
         f"as slow as that{_of_all([found[-1] for found in still], steps)}."
@@ -263,19 +261,30 @@ def _lagging(frame: Frame, steps: tuple[StepStatistics, ...]) -> str:
 
 
 def _out_of_cpu(frame: Frame, steps: tuple[StepStatistics, ...]) -> str:
-    busy = []
-    for step, rows in _health(frame, steps):
-        shares = cpu_share(rows)
-        worst = int(np.argmax(shares))
-        if shares[worst] > CPU_SHARE:
-            busy.append((shares[worst], rows["rank"][worst], step))
+    busy = _beyond(frame, steps, cpu_share, lambda _: CPU_SHARE)
     if not busy:
         return ""
-    share, rank, step = max(busy, key=lambda found: found[0])
+    share, rank, step = busy[0]
     return (
         f"The generator was out of CPU: rank {rank} used {share:.0%} of a core at {step.where}"
         f"{_of_all([found[-1] for found in busy], steps)}: use more ranks."
     )
+
+
+def _beyond(
+    frame: Frame,
+    steps: tuple[StepStatistics, ...],
+    figure: Callable[[Rows], Rows],
+    limit: Callable[[StepStatistics], float],
+) -> list[tuple[float, int, StepStatistics]]:
+    """Return the worst rank of each step in which a figure of ranks is beyond its limit, the worst step first."""
+    found = []
+    for step, rows in _health(frame, steps):
+        figures = figure(rows)
+        worst = int(np.argmax(figures))
+        if figures[worst] > limit(step):
+            found.append((float(figures[worst]), int(rows["rank"][worst]), step))
+    return sorted(found, key=lambda of: of[0], reverse=True)
 
 
 def _knows_starts(frame: Frame) -> bool:

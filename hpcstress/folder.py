@@ -60,7 +60,7 @@ class RunFolder:
         if place is None:
             return
         # A node's own variables: some have a folder of its own for each job.
-        self.local = Path(_expanded(place, environment))
+        self.local = expanded(place, environment)
         try:
             # Others may write where it is: it is this user's alone, and no link to somewhere else.
             self.local.mkdir(mode=0o700, exist_ok=True)
@@ -187,13 +187,14 @@ def node_place(session: str, environment: Mapping[str, str]) -> str | None:
     Variables in it stay as they are: a node's may have other values.
     """
     told = environment.get(JOURNALS, "")
-    if told and not _expanded(told, environment).startswith("/"):
+    if told and not expanded(told, environment).is_absolute():
         raise UsageRefusal(f"{JOURNALS}: {told!r} is no folder that a node knows: give a path that begins with /.")
     return f"{told.rstrip('/')}/hpcstress-{session}" if told else None
 
 
-def _expanded(place: str, environment: Mapping[str, str]) -> str:
-    return re.sub(r"[$](\w+|[{]\w+[}])", lambda name: environment.get(name[1].strip("{}"), name[0]), place)
+def expanded(place: str, environment: Mapping[str, str]) -> Path:
+    """Return a folder of a node as the variables of an environment have it."""
+    return Path(re.sub(r"[$](\w+|[{]\w+[}])", lambda name: environment.get(name[1].strip("{}"), name[0]), place))
 
 
 def _name(rank: int) -> str:

@@ -8,14 +8,13 @@ import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hpcstress import workloads
 from hpcstress.errors import Refusal
-from hpcstress.folder import RunFolder
+from hpcstress.folder import RunFolder, expanded
 from hpcstress.journal import JournalFile
 from hpcstress.leftovers import sweep
 from hpcstress.lock import held
@@ -98,7 +97,7 @@ def _on_nodes(folder: RunFolder, place: object) -> str:
     """Look for journals in the nodes' own folder, too, if this is such a node; return how to bring them together."""
     if not isinstance(place, str) or not re.fullmatch(r"[/$](.*/)?hpcstress-[0-9a-f]+", place):
         return ""
-    folder.local = Path(os.path.expandvars(place))
+    folder.local = expanded(place, os.environ)
     return (
         f"each node has kept those of its ranks in {place}. Copy them together before you recover, such as by "
         f'`srun --ntasks-per-node=1 sh -c \'cp "{place}"/*.rows "{folder.journals.absolute()}"\'` on the job\'s nodes.'

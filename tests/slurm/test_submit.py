@@ -22,6 +22,7 @@ from tests.fake_mlflow import FakeMlflow, serving
 from tests.mpi.launch import LOCAL, until
 from tests.mpi.test_jobs import no_report
 from tests.slurm.cluster import Cluster
+from tests.test_submission import waited
 
 pytestmark = pytest.mark.slow
 
@@ -55,16 +56,8 @@ def at(server: FakeMlflow, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ended(submission: Submission, acts: dict[str, Callable[[], object]] | None = None) -> tuple[int, str]:
-    """Wait; when a sentence with a word is said, do what belongs to the word. Return code and all that was said."""
-    said: list[str] = []
-
-    def say(sentence: str) -> None:
-        said.append(sentence)
-        for word, act in (acts or {}).items():
-            if word in sentence:
-                act()
-
-    code = submission.wait(say)
+    """Wait as `waited` does; return code and all that was said as one text."""
+    code, said = waited(submission, acts)
     return code, "\n".join(said)
 
 
