@@ -68,20 +68,24 @@ def _draw_cpu(axes: Axes, frame: Frame) -> None:
 
 def _draw_clock(axes: Axes, frame: Frame) -> None:
     axes.set_title("Clock's error bound, and latest true start")
-    others = frame.ranks[frame.ranks["error_ns"] > 0]
-    if not len(others):
+    unsure = frame.ranks[frame.ranks["error_ns"] > 0]
+    errors, known = unsure["error_ns"] / 1e9, frame.health["clock_error_ns"] >= 0
+    ranks, starts = _worst(frame, np.where(known, frame.health["began_ns"], 0) / 1e9)
+    ranks, began = ranks[starts > 0], starts[starts > 0]
+    # Ranks of one kernel have one clock; when they truly began is known all the same.
+    if len(frame.ranks) < 2 or not len(errors) + len(began):
         style.nothing(axes, "one clock" if len(frame.ranks) else "no rank reported")
         return
-    errors, known = others["error_ns"] / 1e9, frame.health["clock_error_ns"] >= 0
-    ranks, starts = _worst(frame, np.where(known, frame.health["began_ns"], 0) / 1e9)
-    began = starts[starts > 0]
     style.seconds_axis(axes.yaxis, [*errors, *began])
     _count_axis(axes, "rank", frame.ranks["rank"])
-    _draw_points(axes, others["rank"], errors, style.BLUE)
-    labels = [(float(errors[-1]), "error", style.BLUE)]
-    if len(began):
-        _draw_points(axes, ranks[starts > 0], began, style.PERCENTILES["p99"])
-        labels.append((float(began[-1]), "start", style.PERCENTILES["p99"]))
+    labels = []
+    for of, values, word, colour in (
+        (unsure["rank"], errors, "error", style.BLUE),
+        (ranks, began, "start", style.PERCENTILES["p99"]),
+    ):
+        if len(values):
+            _draw_points(axes, of, values, colour)
+            labels.append((float(values[-1]), word, colour))
     style.label_right(axes, labels)
 
 

@@ -19,7 +19,7 @@ from analysis.timeline import Span, Timeline, timeline
 from analysis.usage import told, usage
 from hpcstress.record import Operation, Outcome
 from tests.analysis import scripts
-from tests.analysis.results import BEGAN, Fault, Outage, rows, story, table, usual, write
+from tests.analysis.results import BEGAN, MS, Fault, Outage, frame_of, rows, steps_of, story, table, usual, write
 
 EVERY_CAUSE = [
     Fault(100, Operation.log_params, outcome, 0.07, 0.1 + 0.05 * outcome)
@@ -254,3 +254,23 @@ def test_a_curve_ends_at_the_slowest_request(usual_result: Path) -> None:
 
     ends = [float(line.get_ydata()[-1]) for line in axes.lines if len(line.get_xdata()) == 300]
     assert ends == [statistics.requests(rung).values[-1] / 1e9 for rung in statistics.climb.rungs]
+
+
+@pytest.mark.parametrize(
+    ("began", "error", "words"),
+    [
+        ([0, 4 * MS], 0, {"start"}),
+        ([0, 4 * MS], 20_000, {"start", "error"}),
+        ([0, 0], 20_000, {"error"}),
+        ([0, 0], 0, {"one clock"}),
+        ([0], 0, {"one clock"}),
+    ],
+)
+def test_when_ranks_truly_began_is_shown_also_where_they_have_one_clock(
+    began: list[int], error: int, words: set[str]
+) -> None:
+    attempts = rows([{"step": 0, "run": run, "end": 50 * MS} for run in range(10)])
+    health = [{"rank": rank, "wall_seconds": 1.0, "began_ns": late} for rank, late in enumerate(began)]
+    ranks = [{"rank": rank, "complete": True, "error_ns": error if rank else 0} for rank in range(len(began))]
+    frame = frame_of(attempts, steps_of(attempts, [10]), health=table("health", health), ranks=table("ranks", ranks))
+    assert {"start", "error", "one clock"} & {*texts(figures.health(frame, measure(frame).steps))} == words
