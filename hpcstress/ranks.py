@@ -329,7 +329,7 @@ def world(environment: Mapping[str, str] | None = None) -> Iterator[World]:
         if comm.size != promised:
             # Every rank sees the same: one of them says it, and none goes on to overwrite the others' results.
             if promised_rank(environment) == 0:
-                print(wrong_size(promised, comm.size, _library(mpi)), file=sys.stderr)
+                _say(wrong_size(promised, comm.size, _library(mpi)))
             raise SystemExit(FAILED)
         if is_first_of_node(environment):
             sweep(_LEFTOVER_SECONDS)
@@ -341,7 +341,7 @@ def world(environment: Mapping[str, str] | None = None) -> Iterator[World]:
         if isinstance(error, Refusal) and error.shared:
             raise
         if not isinstance(error, Refusal):
-            traceback.print_exc()
+            _say(traceback.format_exc().rstrip("\n"))
         told = f"{error}\n" if isinstance(error, Refusal) else ""
         _end(comm, f"{told}{place} failed: the job of {count(comm.size, 'rank')} ends.")
     finally:
@@ -351,13 +351,17 @@ def world(environment: Mapping[str, str] | None = None) -> Iterator[World]:
 
 def _end(comm: Any, sentence: str) -> NoReturn:
     """End the job on all ranks."""
-    # In one piece: other ranks may say the same at this moment.
-    print(f"{sentence}\n", end="", file=sys.stderr, flush=True)
+    _say(sentence)
     # A launcher passes on what ranks have said only while they live.
     time.sleep(_LAST_WORDS_SECONDS)
     comm.Abort(FAILED)
     # Some launchers end this process only a moment later: nothing of it may go on until then.
     os._exit(FAILED)
+
+
+def _say(text: str) -> None:
+    # In one piece, its end included: other ranks may speak at this moment.
+    print(f"{text}\n", end="", file=sys.stderr, flush=True)
 
 
 class _Neighbours:
@@ -397,11 +401,9 @@ def _watch(mpi: Any, comm: Any, name: str) -> Watch | None:
 
     def hang(seconds: float) -> None:
         # Not with a word of MPI's: that would hang, too.
-        print(
+        _say(
             f"{name} hangs in MPI for {seconds:.0f} s, as it does when a rank was killed or a node is cut off: "
-            f"the job of {count(comm.size, 'rank')} ends; `hpcstress recover` makes the result of what was measured.",
-            file=sys.stderr,
-            flush=True,
+            f"the job of {count(comm.size, 'rank')} ends; `hpcstress recover` makes the result of what was measured."
         )
         os._exit(FAILED)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import resource
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from socket import gethostname
+from types import TracebackType
 from typing import Any
 from unittest.mock import patch
 
@@ -254,9 +256,15 @@ def all_refuse_together(world: World) -> None:
     world.only_first(lambda: (_ for _ in ()).throw(UsageRefusal("Nobody goes on.")))
 
 
+def _tell_in_one_piece(_: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    # The interpreter writes a traceback in pieces, and between those other ranks write theirs.
+    sys.stderr.write("".join(traceback.format_exception(error.with_traceback(trace))))
+
+
 def main() -> None:
     """Run one function on this rank; a failed assertion ends the job on all of them."""
     act = globals()[sys.argv[1]]
+    sys.excepthook = _tell_in_one_piece
     with ranks.world() as world:
         assert str(world.size) == sys.argv[2]
         act(world)
