@@ -397,13 +397,15 @@ class Job:
         if self.books is not None:
             self._beats = [beat for beat in beats.values() if beat.step == step.number]
             self.progress.update(step, self._beats)
-            self.stop.asked |= any(beat.stop for beat in self._beats)
+            if any(beat.stop for beat in self._beats):
+                self.stop.ask()
         return self._asked_to_stop()
 
     def _asked_to_stop(self) -> bool:
         """Tell whether a signal has come; rank 0 tells the others of it."""
         if self.books is None:
-            self.stop.asked |= self.world.stopped()
+            if self.world.stopped():
+                self.stop.ask()
         elif self.stop.asked and not self._stop_told:
             self._stop_told = True
             self.world.stop_all()

@@ -23,8 +23,15 @@ class Stop:
 
     def __init__(self, speaks: bool = False, place: object = "") -> None:
         self.asked = False
+        self._heard = False
         self._speaks = speaks
         self.place = place
+
+    def ask(self) -> None:
+        """Ask for the end of the load, as a signal does: another rank has got one."""
+        if not self.asked:
+            self.asked = True
+            self._say("Stopping; what was measured is kept. Once more ends at once.")
 
     def check(self) -> None:
         """Refuse to go on once a signal has come: for the time before any load."""
@@ -33,11 +40,12 @@ class Stop:
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         del frame
-        if self.asked:
+        # Signals are counted by who gets them: one to all ranks comes to some after others have told them of it.
+        if self._heard:
             self._say(f"Ended at once. What was measured so far: hpcstress recover {self.place}")
             os._exit(128 + number)
-        self.asked = True
-        self._say("Stopping; what was measured is kept. Once more ends at once.")
+        self._heard = True
+        self.ask()
 
     def _say(self, sentence: str) -> None:
         # Past every buffer and lock: a signal comes in the middle of anything.

@@ -23,7 +23,7 @@ from hpcstress.errors import Refusal
 from hpcstress.folder import RunFolder
 from hpcstress.job import run_job, speaks
 from hpcstress.plan import Plan, from_toml
-from hpcstress.progress import Progress
+from hpcstress.progress import Beat, Progress
 from hpcstress.ranks import World
 from hpcstress.record import Operation, Outcome
 from hpcstress.recover import recover
@@ -496,6 +496,7 @@ class Interrupting(Progress):
         self._now("load")
 
     def end(self) -> None:
+        self._now("end")
         self._soon("rest")
 
 
@@ -511,6 +512,19 @@ def test_a_signal_ends_the_load_and_what_was_measured_is_kept(tmp_path: Path, nu
         assert requests(result)["outcome"].tolist() == [Outcome.interrupted] * 3
         assert result.table("steps")["attempts"].tolist() == [3]
     assert not (tmp_path / "job" / "journals").exists()
+
+
+def test_a_signal_that_another_rank_got_before_is_the_first_here(tmp_path: Path) -> None:
+    class Told(World):
+        def beat(self, word: object) -> dict[int, Any]:
+            assert isinstance(word, Beat)
+            return {0: word._replace(stop=True)}
+
+    plan, progress = replace(ALONE, repeats=2, null_delay=3600), Interrupting("end")
+    assert run_job(plan, Told(), RunFolder(tmp_path / "job"), {}, progress, 0.0) == 3
+    assert progress.moment == ""
+    with Result(tmp_path / "job" / "result.h5") as result:
+        assert result.notes == ["Stopped by a signal in step 1 of 2."]
 
 
 def test_a_signal_in_the_warm_up_lets_no_step_begin(tmp_path: Path) -> None:

@@ -14,14 +14,16 @@ import signal, sys
 from hpcstress.stop import Stop
 stop = Stop(*eval(sys.argv[2]))
 with stop.listening():
+    if sys.argv[3:]:
+        stop.ask()
     for _ in range(2):
         signal.raise_signal(int(sys.argv[1]))
         print(stop.asked, flush=True)
 """
 
 
-def twice(number: int, *, speaks: bool = False, place: str = "") -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-c", TWICE, str(int(number)), repr((speaks, place))]
+def twice(number: int, *asked: str, speaks: bool = False, place: str = "") -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-c", TWICE, str(int(number)), repr((speaks, place)), *asked]
     return subprocess.run(words, capture_output=True, text=True)
 
 
@@ -38,6 +40,13 @@ def test_the_first_signal_is_remembered(number: int) -> None:
 def test_the_second_signal_ends_the_process_as_the_signal_would(number: int) -> None:
     told = twice(number)
     assert (told.returncode, told.stdout, told.stderr) == (128 + number, "True\n", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_other_ranks_had_before_is_the_first_here(number: int) -> None:
+    told = twice(number, "asked", speaks=True, place="results/x")
+    assert (told.returncode, told.stdout) == (128 + number, "True\n")
+    assert told.stderr.count("Stopping; ") == told.stderr.count("Ended at once. ") == 1
 
 
 def test_one_of_all_ranks_says_what_happens_and_where_the_rows_are() -> None:

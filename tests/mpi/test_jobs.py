@@ -289,7 +289,7 @@ def test_a_signal_to_one_rank_is_everybodys(tmp_path: Path) -> None:
         until(lambda: any(event["event"] == "step" for event in folder.events()))
         os.kill(pid_of(folder, 2), signal.SIGTERM)
         code, _, complaints = job.end()
-    assert (code, complaints) == (3, "")
+    assert (code, complaints) == (3, "\nStopping; what was measured is kept. Once more ends at once.\n")
     with Result(folder.result) as result:
         assert result.notes == ["Stopped by a signal in step 1 of 2."]
         assert sorted(result.attempts(["run"])["run"].tolist()) == [*range(30)]
