@@ -103,7 +103,9 @@ async def listening(
         server.close()
         for task, writer in tasks.items():
             task.cancel()
-            writer.transport.abort()
+            # What asyncio of Python 3.11.2 says of a TLS connection that is closed already.
+            with suppress(AttributeError):
+                writer.transport.abort()
         await asyncio.gather(*tasks)
         for writer in tasks.values():
             with suppress(OSError):
