@@ -78,19 +78,26 @@ def under_way(job: Launched, folder: RunFolder, ranks: int = len(HOSTS)) -> Iter
 
 
 def variables(pid: int) -> dict[str, str]:
-    told = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
-    return dict(one.split("=", 1) for one in told if "=" in one)
+    return dict(one.split("=", 1) for one in told(pid, "environ") if "=" in one)
 
 
 def words(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+    return told(pid, "cmdline")
+
+
+def told(pid: int, what: str) -> list[str]:
+    """Return what the kernel tells of a process; of one that has ended meanwhile, as a database's do, nothing."""
+    try:
+        return Path(f"/proc/{pid}/{what}").read_bytes().decode().split("\0")
+    except OSError:
+        return [""]
 
 
 def password_of(job: Launched) -> str:
     """Return the password of a job's server, which only that server's processes have in their environment."""
-    told = {pid: variables(pid).get("MLFLOW_AUTH_ADMIN_PASSWORD") for pid in job.left()}
-    assert not any(told[pid] for pid in told if "hpcstress" in words(pid))
-    [password] = {one for one in told.values() if one}
+    known = {pid: variables(pid).get("MLFLOW_AUTH_ADMIN_PASSWORD") for pid in job.left()}
+    assert not any(known[pid] for pid in known if "hpcstress" in words(pid))
+    [password] = {one for one in known.values() if one}
     return password
 
 

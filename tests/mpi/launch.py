@@ -34,11 +34,12 @@ class Launched:
         """Return the processes of the job that are still there; whoever their parents are, they have its mark."""
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                if self.mark.encode() in (folder / "environ").read_bytes():
+                environ = (folder / "environ").read_bytes()
+                # One that is ending has no environment any more, and still holds its files: it may be the job's.
+                if self.mark.encode() in environ or (not environ and _is_ending(folder)):
                     self.seen.add(int(folder.name))
             except OSError:
                 continue
-        # One that is being ended has no environment any more, and still holds its files.
         return [pid for pid in self.seen if _there(pid)]
 
     def kill(self, pid: int) -> None:
@@ -86,6 +87,13 @@ def launched_as(command: list[str], *, cwd: Path, **environment: str) -> Iterato
         for pid in job.left():
             kill(pid)
         process.communicate()
+        job.until_gone()
+
+
+def _is_ending(folder: Path) -> bool:
+    """Tell whether a process has begun to end (PF_EXITING of Linux, the ninth of proc_pid_stat's fields)."""
+    flags = int((folder / "stat").read_text().rpartition(")")[2].split()[6])
+    return bool(flags & 0x4)
 
 
 def _there(pid: int) -> bool:
