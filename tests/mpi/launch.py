@@ -32,14 +32,12 @@ class Launched:
 
     def left(self) -> list[int]:
         """Return the processes of the job that are still there; whoever their parents are, they have its mark."""
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                environ = (folder / "environ").read_bytes()
-                # One that is ending has no environment any more, and still holds its files: it may be the job's.
-                if self.mark.encode() in environ or (not environ and _is_ending(folder)):
-                    self.seen.add(int(folder.name))
-            except OSError:
-                continue
+        # One that is ending has no environment any more, and still holds its files: it may be the job's.
+        self.seen |= {
+            int(folder.name)
+            for folder in Path("/proc").glob("[0-9]*")
+            if self.mark.encode() in _environment(folder) or _is_ending(folder)
+        }
         return [pid for pid in self.seen if _there(pid)]
 
     def kill(self, pid: int) -> None:
@@ -90,21 +88,33 @@ def launched_as(command: list[str], *, cwd: Path, **environment: str) -> Iterato
         job.until_gone()
 
 
-def _is_ending(folder: Path) -> bool:
+def _environment(process: Path) -> bytes:
+    try:
+        return (process / "environ").read_bytes()
+    except OSError:
+        return b""
+
+
+def _is_ending(process: Path) -> bool:
     """Tell whether a process has begun to end (PF_EXITING of Linux, the ninth of proc_pid_stat's fields)."""
-    flags = int((folder / "stat").read_text().rpartition(")")[2].split()[6])
+    try:
+        flags = int((process / "stat").read_text().rpartition(")")[2].split()[6])
+    except OSError:
+        return False
     return bool(flags & 0x4)
 
 
 def _there(pid: int) -> bool:
     """Tell whether any thread of a process is more than a zombie."""
+    return any(_state(thread) not in "ZX" for thread in Path(f"/proc/{pid}/task").glob("*"))
+
+
+def _state(thread: Path) -> str:
+    """Return the state of a thread (proc_pid_stat's third field): dead (X) where it is gone, whatever others do."""
     try:
-        threads = [
-            thread.read_text().rpartition(")")[2].split()[0] for thread in Path(f"/proc/{pid}/task").glob("*/stat")
-        ]
+        return (thread / "stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return False
-    return any(state not in "ZX" for state in threads)
+        return "X"
 
 
 def kill(pid: int) -> None:
