@@ -17,7 +17,7 @@ from hpcstress.recover import recover
 from hpcstress.result import Result
 from tests.hosts.network import HOSTS, LOGIN, Network, address
 from tests.hosts.test_hosts import stored
-from tests.mpi.launch import ROOT, Launched, kill, until
+from tests.mpi.launch import ROOT, Launched, kill, shown, until
 from tests.mpi.test_jobs import no_report
 from tests.slurm.cluster import Cluster
 from tests.slurm.test_scripts import sbatch
@@ -78,19 +78,15 @@ def under_way(job: Launched, folder: RunFolder, ranks: int = len(HOSTS)) -> Iter
 
 
 def variables(pid: int) -> dict[str, str]:
-    return dict(one.split("=", 1) for one in told(pid, "environ") if "=" in one)
+    return dict(one.split("=", 1) for one in _texts(pid, "environ") if "=" in one)
 
 
 def words(pid: int) -> list[str]:
-    return told(pid, "cmdline")
+    return _texts(pid, "cmdline")
 
 
-def told(pid: int, what: str) -> list[str]:
-    """Return what the kernel tells of a process; of one that has ended meanwhile, as a database's do, nothing."""
-    try:
-        return Path(f"/proc/{pid}/{what}").read_bytes().decode().split("\0")
-    except OSError:
-        return [""]
+def _texts(pid: int, what: str) -> list[str]:
+    return shown(Path(f"/proc/{pid}"), what).decode().split("\0")
 
 
 def password_of(job: Launched) -> str:
@@ -103,14 +99,8 @@ def password_of(job: Launched) -> str:
 
 def shown_to_all(secret: str) -> list[str]:
     """Return the command lines of this machine that hold a secret."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (process / "cmdline").read_bytes().decode(errors="replace")
-        except OSError:
-            continue
-        found += [line] if secret in line else []
-    return found
+    lines = [shown(process, "cmdline").decode(errors="replace") for process in Path("/proc").glob("[0-9]*")]
+    return [line for line in lines if secret in line]
 
 
 def files_with(secret: str, folder: Path) -> list[Path]:

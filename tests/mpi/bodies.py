@@ -256,9 +256,9 @@ def all_refuse_together(world: World) -> None:
     world.only_first(lambda: (_ for _ in ()).throw(UsageRefusal("Nobody goes on.")))
 
 
-def _tell_in_one_piece(_: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _tell_in_one_piece(_: type[BaseException], error: BaseException, __: TracebackType | None) -> None:
     # The interpreter writes a traceback in pieces, and between those other ranks write theirs.
-    sys.stderr.write("".join(traceback.format_exception(error.with_traceback(trace))))
+    sys.stderr.write("".join(traceback.format_exception(error)))
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ class Launched:
         self.seen |= {
             int(folder.name)
             for folder in Path("/proc").glob("[0-9]*")
-            if self.mark.encode() in _environment(folder) or _is_ending(folder)
+            if self.mark.encode() in shown(folder, "environ") or _is_ending(folder)
         }
         return [pid for pid in self.seen if _there(pid)]
 
@@ -88,33 +88,29 @@ def launched_as(command: list[str], *, cwd: Path, **environment: str) -> Iterato
         job.until_gone()
 
 
-def _environment(process: Path) -> bytes:
+def shown(process: Path, what: str) -> bytes:
+    """Return a file of a process, or of a thread, in /proc: nothing of one that is ending, or has ended meanwhile."""
     try:
-        return (process / "environ").read_bytes()
+        return (process / what).read_bytes()
     except OSError:
         return b""
 
 
+def _fields(process: Path) -> list[bytes]:
+    """Return the fields of proc_pid_stat from the third on, a process's or a thread's; none where it is gone."""
+    return shown(process, "stat").rpartition(b")")[2].split()
+
+
 def _is_ending(process: Path) -> bool:
-    """Tell whether a process has begun to end (PF_EXITING of Linux, the ninth of proc_pid_stat's fields)."""
-    try:
-        flags = int((process / "stat").read_text().rpartition(")")[2].split()[6])
-    except OSError:
-        return False
-    return bool(flags & 0x4)
+    """Tell whether a process has begun to end (PF_EXITING of Linux, in the ninth field)."""
+    fields = _fields(process)
+    return bool(fields) and bool(int(fields[6]) & 0x4)
 
 
 def _there(pid: int) -> bool:
     """Tell whether any thread of a process is more than a zombie."""
-    return any(_state(thread) not in "ZX" for thread in Path(f"/proc/{pid}/task").glob("*"))
-
-
-def _state(thread: Path) -> str:
-    """Return the state of a thread (proc_pid_stat's third field): dead (X) where it is gone, whatever others do."""
-    try:
-        return (thread / "stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return "X"
+    threads = map(_fields, Path(f"/proc/{pid}/task").glob("*"))
+    return any(fields and fields[0] not in (b"Z", b"X") for fields in threads)
 
 
 def kill(pid: int) -> None:

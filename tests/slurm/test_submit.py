@@ -19,7 +19,7 @@ from hpcstress.result import Result
 from hpcstress.site import Site
 from hpcstress.submission import Submission
 from tests.fake_mlflow import FakeMlflow, serving
-from tests.mpi.launch import LOCAL, until
+from tests.mpi.launch import LOCAL, shown, until
 from tests.mpi.test_jobs import no_report
 from tests.slurm.cluster import Cluster
 from tests.test_submission import waited
@@ -211,15 +211,9 @@ def test_more_time_than_a_partition_gives_is_told(tmp_path: Path) -> None:
 
 def _ranks(folder: Path) -> list[int]:
     """Return the processes that have a journal of a job open or mapped."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if str(folder / "journals") in (process / "maps").read_text():
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return found
+    journals = str(folder / "journals").encode()
+    return [int(process.name) for process in Path("/proc").glob("[0-9]*") if journals in shown(process, "maps")]
 
 
 def _is(pid: int, variable: str) -> bool:
-    return variable.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return variable.encode() in shown(Path(f"/proc/{pid}"), "environ").split(b"\0")
